@@ -1,0 +1,70 @@
+"""The errors a person can meet.
+
+HarnessError                 exit code
+├── UserError                2    a mistake in what was asked for, found before training
+│   ├── SpecError                 a spec, an override, a command line
+│   ├── DataError                 a data set, a split, a label
+│   └── ModelError                a checkpoint, a tokenizer, a layer name
+├── TrainingError            1    a run that cannot go on
+├── StorageError             5    a file or folder that cannot be read or written
+└── Interrupted              130  Ctrl-C; 143 for SIGTERM
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class HarnessError(Exception):
+    """What happened, where, why, and what to do about it; `exit_code` is what the process ends with."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", why: str = "", fix: str = "") -> None:
+        self.what, self.where, self.why, self.fix = what, where, why, fix
+        parts = (f"{where}: {what}" if where else what, why and f"  why: {why}", fix and f"  fix: {fix}")
+        super().__init__("\n".join(part for part in parts if part))
+
+
+class UserError(HarnessError):
+    """A mistake in what was asked for."""
+
+    exit_code = 2
+
+
+class SpecError(UserError):
+    """A spec, an override or a command line that cannot be used."""
+
+
+class DataError(UserError):
+    """A data set, a split or a label that cannot be used."""
+
+
+class ModelError(UserError):
+    """A checkpoint, a tokenizer or a layer name that cannot be used."""
+
+
+class TrainingError(HarnessError):
+    """A run that cannot go on."""
+
+
+class StorageError(HarnessError):
+    """A file or folder that cannot be read or written."""
+
+    exit_code = 5
+
+
+class Interrupted(HarnessError):
+    """The process was asked to stop, by Ctrl-C (130) or SIGTERM (143)."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("interrupted" if exit_code == 130 else "terminated")
+        self.exit_code = exit_code
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'?`, or the list of what exists when nothing is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known) or 'none'}"

@@ -1,0 +1,1 @@
+"""One file per metric; the folder is the registry."""

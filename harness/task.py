@@ -1,0 +1,64 @@
+"""The contract of a task: it loads data and a model, yields batches, counts, gives shares of the loss, predicts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.batch import Batch
+from harness.data import Splits
+from harness.metric import Predictions
+from harness.settings import Settings
+
+
+class Task(Settings, ABC):
+    """What is learnt. The loop knows only this class."""
+
+    @abstractmethod
+    def load_data(self, splits: Splits, checkpoint: str, revision: str | None) -> dict[str, Any]:
+        """Turn text into tensors; returns what a person should know about it (such as how many rows were truncated)."""
+
+    @abstractmethod
+    def load_model(self, checkpoint: str, revision: str | None) -> nn.Module:
+        """The pretrained model with this task's head. Raises ModelError."""
+
+    @abstractmethod
+    def head(self, model: nn.Module) -> set[str]:
+        """Names of the head's parameters: those without pretrained values. They train whatever the methods."""
+
+    @abstractmethod
+    def num_batches(self, size: int) -> int:
+        """Batches (optimizer steps) per epoch."""
+
+    @abstractmethod
+    def batches(self, model: nn.Module, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """One epoch of batches; one batch = one optimizer step over all processes, fixed before any forward."""
+
+    @abstractmethod
+    def count(self, batch: Batch) -> dict[str, float]:
+        """What the loss is averaged over (examples, tokens, their weights), counted before any forward."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, micro: Batch, units: dict[str, float]) -> Tensor:
+        """This micro-batch's share of the batch loss, shape []: the shares of a batch add up to its loss."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, split: str, rows: range, budget: int) -> Predictions:
+        """Predictions for these rows of a split, in order, at most `budget` padded tokens per forward."""
+
+    @abstractmethod
+    def num_rows(self, split: str) -> int:
+        """Rows of a split."""
+
+    @abstractmethod
+    def example(self, batch_size: int, length: int) -> dict[str, Tensor]:
+        """Model inputs of exactly this shape, for measuring latency. [batch_size, length]"""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write what the task needs beside the weights to be used again (tokenizer, labels)."""
