@@ -41,5 +41,5 @@ class Method(Settings):
         """Fold what was added into plain weights, as far as the method allows, and return the model."""
         return model
 
-    def save(self, model: nn.Module, folder: Path, base_model: str) -> None:
-        """Write what was learnt in the format the field reads, where there is one. Default: nothing."""
+    def save(self, model: nn.Module, folder: Path, base_model: str, head: set[str]) -> None:
+        """Write what was learnt, and the head's parameters, in the format the field reads. Default: nothing."""

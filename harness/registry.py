@@ -53,6 +53,12 @@ def settings_class(kind: str, name: str) -> type[Settings]:
     return found
 
 
+def produces(metric: str) -> tuple[str, ...]:
+    """The keys a metric gives whatever the data, read without importing it."""
+    found: tuple[str, ...] = getattr(settings_class("metric", metric), "produces", ())
+    return found
+
+
 def plugin(kind: str, name: str) -> Any:
     """The plug-in's class, imported. Raises SpecError if no such plug-in exists."""
     check_name(kind, name)

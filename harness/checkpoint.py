@@ -1,0 +1,53 @@
+"""Save and restore what a run trains: safetensors only, nothing that could execute code when read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from harness import storage
+from harness.errors import StorageError
+
+WEIGHTS = "trained.safetensors"
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """The trainable parameters and all buffers, copied to the host, by name."""
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    buffers = dict(model.named_buffers())
+    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in {**trainable, **buffers}.items()}
+
+
+def save(state: dict[str, Tensor], folder: Path) -> Path:
+    """Write `trained.safetensors`, whole or not at all. Raises StorageError."""
+    path = folder / WEIGHTS
+    temporary = folder / f".{WEIGHTS}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(state, temporary, metadata={"format": "pt"})
+        storage.apply_umask(temporary)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"cannot write {path}", why=str(error), fix="free some disk space") from error
+    return path
+
+
+def load(folder: Path) -> dict[str, Tensor]:
+    """Read `trained.safetensors`. Raises StorageError."""
+    try:
+        return dict(load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"cannot read {folder / WEIGHTS}", why=str(error)) from error
+
+
+def restore(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put saved values back, in place. Raises StorageError if they are not those of this model's trainable parameters."""
+    expected = trained_state(model).keys()
+    if expected != state.keys():
+        odd = sorted(expected ^ state.keys())[:3]
+        raise StorageError("these weights belong to another model or other methods", why=f"differing: {', '.join(odd)}")
+    model.load_state_dict(state, strict=False)

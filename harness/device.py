@@ -1,0 +1,72 @@
+"""What the machine offers: precision, threads, fast matrix products. Nothing is changed silently."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+
+
+def resolve_precision(asked: str, notice: Callable[[str], None] = print) -> str:
+    """`auto` is bf16 where the GPU has it, else `no`. A precision the device would ignore is announced and replaced."""
+    on_gpu = torch.cuda.is_available()
+    if asked == "auto":
+        return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "no"
+    if asked == "fp16" and not on_gpu:
+        notice("NOTE precision=fp16 needs a GPU; this machine has none, training in float32")
+        return "no"
+    return asked
+
+
+def use_all_cores(notice: Callable[[str], None] = print) -> int:
+    """Give this process its share of the cores: `accelerate launch` sets one thread on a CPU. Returns the threads."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if threads != torch.get_num_threads():
+        notice(f"NOTE {threads} threads (cores of this process); torch was set to {torch.get_num_threads()}")
+        torch.set_num_threads(threads)
+    return threads
+
+
+def use_fast_matmul(notice: Callable[[str], None] = print) -> bool:
+    """On a CPU, route float32 matrix products to oneDNN if it keeps full float32 there; returns whether it does.
+
+    `torch.set_float32_matmul_precision("medium")` makes products up to twice as fast on CPUs without AMX, at full
+    precision; on CPUs with AMX it may round to bfloat16. A check of one product decides.
+    """
+    if torch.cuda.is_available() or not torch.backends.mkldnn.is_available():
+        return False
+    before = torch.get_float32_matmul_precision()
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(384, 384, generator=generator) for _ in range(2))
+    exact = left.double() @ right.double()
+    torch.set_float32_matmul_precision("medium")
+    error = float(((left @ right).double() - exact).abs().max() / exact.abs().max())
+    if error < 1e-5:
+        return True
+    torch.set_float32_matmul_precision(before)
+    notice("NOTE this CPU would round float32 products to bfloat16 in oneDNN; using the slower exact ones")
+    return False
+
+
+def peak_memory_gib() -> float:
+    """Peak memory of this process in GiB: allocated on the GPU, or resident on a machine without one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1024**3
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1024**3
+
+
+def describe() -> dict[str, str]:
+    """What the run ran on, for its record."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "device": ", ".join(gpus) or "cpu",
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda or ""),
+    }

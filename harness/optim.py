@@ -1,0 +1,83 @@
+"""Optimizer and learning-rate schedule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from harness.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.optim.lr_scheduler import LRScheduler
+
+
+class Train(Settings):
+    """How long and how fast to train; the names of transformers' `TrainingArguments` where the meaning is the same."""
+
+    batch_size: int = Field(ge=1)
+    """Examples per optimizer step over all processes; how they are cut into micro-batches changes nothing."""
+    epochs: int = Field(ge=1)
+    """Passes over the training split, at most."""
+    max_steps: int | None = Field(ge=1)
+    """Optimizer steps, at most; null: no further limit."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["linear", "cosine", "constant"]
+    """What follows the warm-up: down to zero linearly or as a cosine, or constant."""
+    warmup_steps: float = Field(ge=0)
+    """Steps of linear warm-up; below 1: as a share of all steps."""
+    weight_decay: float = Field(ge=0)
+    """Decoupled weight decay of matrices; biases and normalisation weights have none."""
+    beta1: float = Field(ge=0, lt=1)
+    beta2: float = Field(ge=0, lt=1)
+    epsilon: float = Field(gt=0)
+    max_grad_norm: float | None = Field(gt=0)
+    """The exact gradient of the batch is clipped to this norm; null: not clipped."""
+    micro_batch_tokens: int = Field(ge=1)
+    """At most so many padded tokens per forward on one device. A matter of memory: it never changes the gradient."""
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of a run that is not stopped early."""
+        steps = self.epochs * steps_per_epoch
+        return min(steps, self.max_steps) if self.max_steps else steps
+
+    def num_warmup_steps(self, total_steps: int) -> int:
+        """Steps of warm-up."""
+        return int(self.warmup_steps * total_steps if self.warmup_steps < 1 else self.warmup_steps)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Trainable parameters: matrices with weight decay; biases and normalisation weights (below 2 axes) without."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) over the trainable parameters; fused on GPUs."""
+    import torch
+
+    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+    return torch.optim.AdamW(
+        parameter_groups(model, train.weight_decay),
+        lr=train.learning_rate,
+        betas=(train.beta1, train.beta2),
+        eps=train.epsilon,
+        fused=on_gpu or None,
+    )
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, train: Train, total_steps: int) -> LRScheduler:
+    """Warm-up, then the chosen schedule; counts optimizer steps."""
+    from transformers import get_scheduler
+
+    name = "constant_with_warmup" if train.schedule == "constant" else train.schedule
+    schedule: LRScheduler = get_scheduler(
+        name, optimizer, num_warmup_steps=train.num_warmup_steps(total_steps), num_training_steps=total_steps
+    )
+    return schedule

@@ -1,0 +1,229 @@
+"""A spec: YAML and overrides in, one frozen, validated object out. The only door to Hydra and OmegaConf.
+
+Hydra's compose API merges `experiments/base.yaml`, the chosen file and the overrides; pydantic judges the result. All
+errors are reported at once, each with its place, and before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from harness import registry, yaml_source
+from harness.data import Data
+from harness.errors import SpecError, did_you_mean
+from harness.latency import Latency
+from harness.optim import Train
+from harness.settings import Settings
+from harness.storage import PROJECT
+from harness.tracking import Tracking
+from harness.units import Duration
+
+EXPERIMENTS = PROJECT / "experiments"
+
+
+class Model(Settings):
+    """The pretrained model."""
+
+    name: str = Field(min_length=1)
+    """`builtin:minilm`, a Hub id, or a local folder."""
+    revision: str | None
+    """Branch, tag or commit of a Hub id."""
+
+
+class EarlyStopping(Settings):
+    """Which checkpoint is kept, and when to stop."""
+
+    metric: str
+    """The validation metric that chooses: `validation/<name>`."""
+    direction: Literal["maximize", "minimize"]
+    patience: Duration | None
+    """Stop after so long without a better score; null: train to the end. The best checkpoint is restored either way."""
+
+
+class Evaluation(Settings):
+    """When the validation split is scored, and what stands beside the test score."""
+
+    every: Duration
+    baselines: bool
+    """Score majority class, TF-IDF, frozen embeddings (and VADER, a human rater where the data allow) on the same test."""
+
+
+class Provenance(Settings):
+    """Signing."""
+
+    require_signature: bool
+    """Refuse to run without a signing key."""
+
+
+class Spec(Settings):
+    """One experiment. `task`, `methods` and `metrics` are maps from a file name to that plug-in's settings."""
+
+    name: str
+    story: str
+    """The comment at the top of the file: what it shows, and the score it reached."""
+    task: dict[str, Settings] = Field(min_length=1, max_length=1)
+    model: Model
+    data: Data
+    methods: dict[str, Settings]
+    train: Train
+    early_stopping: EarlyStopping
+    evaluation: Evaluation
+    metrics: dict[str, Settings] = Field(min_length=1)
+    latency: Latency
+    tracking: Tracking
+    provenance: Provenance
+    precision: Literal["auto", "no", "bf16", "fp16"]
+    seeds: list[int] = Field(min_length=1)
+    """One run per seed; several make replicates under one parent run."""
+    output: str = Field(min_length=1)
+    """The folder for runs, MLflow's database and artifacts; relative to the project."""
+
+    @field_validator("task", "methods", "metrics", mode="before")
+    @classmethod
+    def _plug_ins(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = str(info.field_name).removesuffix("s")
+        if not isinstance(value, dict):
+            return value
+        return {name: _plug_in(kind, name, settings) for name, settings in value.items()}
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+            raise ValueError("seeds are distinct whole numbers from 0 to 2^32 - 1")
+        return seeds
+
+    @model_validator(mode="after")
+    def _alive(self) -> Spec:
+        """Refuse settings that could never have an effect."""
+        known = {f"validation/{key}" for name in self.metrics for key in registry.produces(name)}
+        if self.early_stopping.metric not in known:
+            hint = did_you_mean(self.early_stopping.metric, known)
+            raise ValueError(f"early_stopping.metric: '{self.early_stopping.metric}' is never produced; {hint}")
+        if self.train.max_steps and self.train.warmup_steps >= self.train.max_steps:
+            raise ValueError(
+                "train.warmup_steps: the warm-up lasts longer than train.max_steps, the rate is never reached"
+            )
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain values of every setting, with the keys one types; what is logged, signed and written as spec.yaml."""
+        return self.model_dump(mode="json", exclude={"story"}, serialize_as_any=True)
+
+    def flat(self) -> dict[str, Any]:
+        """The same as dotted keys; what MLflow shows as params."""
+        return dict(_flatten(self.resolved()))
+
+
+def names() -> list[str]:
+    """The specs that exist."""
+    return sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if path.stem != "base")
+
+
+def story(name: str) -> str:
+    """The comment at the top of a spec."""
+    lines = (EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    kept = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines[:kept])
+
+
+def load(name: str, overrides: list[str] | None = None) -> Spec:
+    """Compose and validate a spec.
+
+    Args:
+        name: a file of `experiments/`, without `.yaml`.
+        overrides: `key=value` with dotted keys; `~key` removes.
+
+    Raises:
+        SpecError: everything that is wrong with it, at once.
+    """
+    if name not in names():
+        raise SpecError(f"no experiment is called '{name}'", where=f"exp={name}", fix=did_you_mean(name, names()))
+    overrides = overrides or []
+    files = [yaml_source.read(EXPERIMENTS / file) for file in ("base.yaml", f"{name}.yaml")]
+    composed = _compose(name, overrides)
+    try:
+        return Spec.model_validate({**composed, "name": name, "story": story(name)})
+    except ValidationError as error:
+        places = yaml_source.Places(files, overrides)
+        problems = [_explain(problem, composed, places) for problem in error.errors()]
+        raise SpecError("\n".join(dict.fromkeys(problems))) from None
+
+
+def _compose(name: str, overrides: list[str]) -> dict[str, Any]:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    asked = [override if override[:1] in "~+" else f"++{override}" for override in overrides]
+    for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise SpecError(f"'{override}' is not an override", fix="write key=value, or ~key to remove a key")
+        if "${" in override:
+            raise SpecError(
+                f"'{override}': specs cannot refer to the environment or to other keys", fix="write the value"
+            )
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
+            composed: Any = OmegaConf.to_container(compose(name, overrides=asked), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        first = str(error).splitlines()[0]
+        quoted = "quote values with special characters: 'data.name=\"my file (1).csv\"'"
+        raise SpecError(first, where=" ".join(overrides) or f"{name}.yaml", fix=quoted) from None
+    return dict(composed)
+
+
+def _plug_in(kind: str, name: str, settings: Any) -> Settings:
+    """Validate one plug-in's settings; errors keep their place below its name."""
+    if name not in registry.names(kind):
+        raise ValueError(f"no {kind} is called '{name}'; {did_you_mean(name, registry.names(kind))}")
+    return registry.settings_class(kind, name).model_validate({} if settings is None else settings)
+
+
+def _explain(problem: Any, composed: dict[str, Any], places: yaml_source.Places) -> str:
+    """One line for one pydantic error: where, what, what instead."""
+    path = [str(part) for part in problem["loc"] if not str(part).startswith(("list[", "literal[", "constrained-"))]
+    key, value = ".".join(path), problem["input"]
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        siblings = _siblings(path)
+        near = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.6)
+        message = f"unknown key; did you mean `{near[0]}`?" if near else f"unknown key; known: {', '.join(siblings)}"
+    elif problem["type"] == "missing":
+        message = "missing"
+    elif not isinstance(value, dict | Settings):
+        message = f"{message}, found {value!r}"
+    return f"{places.of(path)}: {key}: {message}" if key else f"{places.of(path)}: {message}"
+
+
+def _siblings(path: list[str]) -> list[str]:
+    """The keys that may stand where an unknown one stands."""
+    if (
+        len(path) > 2
+        and path[0] in ("task", "methods", "metrics")
+        and path[1] in registry.names(path[0].removesuffix("s"))
+    ):
+        return sorted(registry.settings_class(path[0].removesuffix("s"), path[1]).model_fields)
+    here: type[Settings] = Spec
+    for part in path[:-1]:
+        annotation = here.model_fields[part].annotation if part in here.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, Settings)):
+            return []
+        here = annotation
+    return sorted(set(here.model_fields) - {"name", "story"} if here is Spec else here.model_fields)
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,192 @@
+"""Classify a text, or a pair of texts, into one of L classes. Legend: B examples, T tokens, L labels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+
+from harness import hub, losses
+from harness.batch import Batch, cut
+from harness.data import Split, Splits
+from harness.errors import ModelError
+from harness.metric import Predictions
+from harness.task import Task
+
+
+class SequenceClassification(Task):
+    """One label per text; loss: cross-entropy averaged over examples (or their class weights)."""
+
+    max_length: int = Field(default=128, ge=4)
+    """Longer texts are truncated to so many tokens, and counted."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target spread evenly over all classes (Szegedy et al. 2016, arXiv 1512.00567)."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced`: each class weighs n / (L * n_class), as in scikit-learn."""
+    pad_token: str | None = None
+    """For a tokenizer without one: the existing token to pad with."""
+
+    _tokenizer: Any = PrivateAttr(None)
+    _splits: dict[str, Split] = PrivateAttr(default_factory=dict)
+    _labels: list[str] = PrivateAttr(default_factory=list)
+    _encoded: dict[str, list[dict[str, list[int]]]] = PrivateAttr(default_factory=dict)
+    _weights: Tensor | None = PrivateAttr(None)
+    _new_parameters: set[str] = PrivateAttr(default_factory=set)
+
+    def load_data(self, splits: Splits, checkpoint: str, revision: str | None) -> dict[str, Any]:
+        """Tokenise all splits; returns the tokens and truncated rows of each. Raises ModelError: no pad token."""
+        self._tokenizer = _load_tokenizer(checkpoint, revision)
+        if self._tokenizer.pad_token is None:
+            self._choose_pad_token(checkpoint)
+        self._splits = {split.name: split for split in (splits.train, splits.validation, splits.test)}
+        self._labels = splits.labels
+        report = {name: self._encode(name, split) for name, split in self._splits.items()}
+        if self.class_weights == "balanced":
+            counts = np.bincount([e.label for e in splits.train.examples], minlength=len(self._labels))
+            self._weights = torch.tensor(len(splits.train.examples) / (len(self._labels) * counts))
+        return report
+
+    def _choose_pad_token(self, checkpoint: str) -> None:
+        if self.pad_token not in self._tokenizer.get_vocab():
+            raise ModelError(
+                f"the tokenizer of {checkpoint} has no pad token"
+                + (f", and no token {self.pad_token!r} to take its place" if self.pad_token else ""),
+                where="task.sequence_classification.pad_token",
+                fix=f"name an existing token to pad with, such as {self._tokenizer.eos_token or '<unk>'!r}",
+            )
+        self._tokenizer.pad_token = self.pad_token
+
+    def _encode(self, name: str, split: Split) -> dict[str, Any]:
+        texts = [example.text for example in split.examples]
+        pairs = [example.pair or "" for example in split.examples] if split.examples[0].pair is not None else None
+        columns = self._tokenizer(texts, pairs, truncation=True, max_length=self.max_length, verbose=False)
+        self._encoded[name] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        lengths = [len(row["input_ids"]) for row in self._encoded[name]]
+        full = [i for i, length in enumerate(lengths) if length >= self.max_length]
+        whole = (
+            self._tokenizer([texts[i] for i in full], pairs and [pairs[i] for i in full], verbose=False) if full else {}
+        )
+        truncated = sum(len(ids) > self.max_length for ids in whole.get("input_ids", []))
+        return {"tokens": sum(lengths), "longest": max(lengths), "truncated": truncated}
+
+    def load_model(self, checkpoint: str, revision: str | None) -> nn.Module:
+        """Pretrained weights in float32 with a new head for this task's labels. Raises ModelError."""
+        from transformers import AutoModelForSequenceClassification
+
+        with hub.explained("model", checkpoint), _quiet_loading():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                hub.resolve(checkpoint),
+                revision=revision,
+                num_labels=len(self._labels),
+                id2label=dict(enumerate(self._labels)),
+                label2id={label: i for i, label in enumerate(self._labels)},
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        self._new_parameters = {str(name) for name in info["missing_keys"]} | {
+            str(entry[0]) for entry in info["mismatched_keys"]
+        }
+        model.config.pad_token_id = self._tokenizer.pad_token_id
+        loaded: nn.Module = model
+        return loaded
+
+    def head(self, model: nn.Module) -> set[str]:
+        """Everything outside the pretrained base, and whatever the checkpoint had no values for."""
+        prefix = f"{model.base_model_prefix}."
+        outside = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
+        return outside | {name for name, _ in model.named_parameters() if name in self._new_parameters}
+
+    def num_rows(self, split: str) -> int:
+        """Rows of a split."""
+        return len(self._encoded[split])
+
+    def num_batches(self, size: int) -> int:
+        """Batches per epoch; the last one may be smaller."""
+        return -(-self.num_rows("train") // size)
+
+    def batches(self, model: nn.Module, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """The training split in random order."""
+        order = torch.randperm(self.num_rows("train"), generator=generator).tolist()
+        for start in range(0, len(order), size):
+            yield self._batch("train", order[start : start + size])
+
+    def _batch(self, split: str, rows: list[int]) -> Batch:
+        encoded = [self._encoded[split][row] for row in rows]
+        lengths = torch.tensor([len(row["input_ids"]) for row in encoded])
+        fill = {"input_ids": self._tokenizer.pad_token_id}
+        per_token = {
+            name: torch.nn.utils.rnn.pad_sequence(
+                [torch.tensor(row[name]) for row in encoded], batch_first=True, padding_value=fill.get(name, 0)
+            )
+            for name in encoded[0]
+        }
+        labels = torch.tensor([self._splits[split].examples[row].label for row in rows])
+        return Batch(lengths, per_token, {"labels": labels})
+
+    def count(self, batch: Batch) -> dict[str, float]:
+        """Examples, or the sum of their class weights."""
+        return {"examples": losses.count_targets(batch.per_example["labels"], self._weights)}
+
+    def loss(self, model: nn.Module, micro: Batch, units: dict[str, float]) -> Tensor:
+        """The micro-batch's share of the batch's cross-entropy."""
+        logits = model(**micro.per_token).logits  # [B, L]
+        labels = micro.per_example["labels"]
+        return losses.cross_entropy_sum(logits, labels, self._weights, self.label_smoothing) / units["examples"]
+
+    def predict(self, model: nn.Module, split: str, rows: range, budget: int) -> Predictions:
+        """Logits in float32 for these rows, computed sorted by length, returned in their order."""
+        device = next(model.parameters()).device
+        lengths = [len(self._encoded[split][row]["input_ids"]) for row in rows]
+        scores = torch.zeros(len(rows), len(self._labels))
+        model.eval()
+        with torch.inference_mode():
+            for chunk in cut(lengths, budget, overhead=0):
+                micro = self._batch(split, [rows[i] for i in chunk]).to(device)
+                scores[chunk] = model(**micro.per_token).logits.float().cpu()
+        examples = [self._splits[split].examples[row] for row in rows]
+        return Predictions(
+            np.array([example.label for example in examples], dtype=np.int64),
+            scores.double().numpy(),
+            self._labels,
+            [{"id": e.id, "text": e.text, **({} if e.pair is None else {"pair": e.pair})} for e in examples],
+        )
+
+    def example(self, batch_size: int, length: int) -> dict[str, Tensor]:
+        """Token ids drawn from the vocabulary, without padding. [batch_size, length]"""
+        ids = torch.randint(len(self._tokenizer), (batch_size, length), generator=torch.Generator().manual_seed(0))
+        filled = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        return {name: filled.get(name, torch.zeros_like(ids)) for name in self._encoded["train"][0]}
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer."""
+        self._tokenizer.save_pretrained(folder)
+
+
+def _load_tokenizer(checkpoint: str, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    with hub.explained("tokenizer", checkpoint), _quiet_loading():
+        return AutoTokenizer.from_pretrained(hub.resolve(checkpoint), revision=revision)
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without the table of newly made head weights and the progress bar: what is new is in the parameter table."""
+    from transformers.utils import logging as transformers_logging
+
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    transformers_logging.disable_progress_bar()
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

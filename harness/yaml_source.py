@@ -1,0 +1,96 @@
+"""Spec files as text: traps of YAML are refused with their line, and every key knows where it stands."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from harness.errors import SpecError
+
+_TRAPS = (
+    (re.compile(r"(?i)(y|yes|n|no|on|off)"), "YAML 1.1 reads this as true or false"),
+    (re.compile(r"[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?"), "YAML 1.1 reads this as a number of base 60"),
+    (re.compile(r"[-+]?0[0-9_]+"), "YAML 1.1 reads this as an octal number"),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A YAML file and the line of each dotted key."""
+
+    path: Path
+    lines: dict[str, int]
+
+
+def read(path: Path) -> Source:
+    """Read and check a spec file.
+
+    Raises:
+        SpecError: with file:line, for a syntax error, a duplicate key, an alias, an interpolation, or a plain scalar
+            that YAML 1.1 would read as something else than it looks like.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise SpecError("anchors and aliases are not allowed", where=_place(path, event), fix="write it out")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise SpecError("not UTF-8", where=f"{path.name}", why=f"byte {error.start}", fix="save it as UTF-8") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise SpecError(f"not valid YAML: {error.problem}", where=f"{path.name}:{line}") from None
+    lines: dict[str, int] = {}
+    if root is not None:
+        _walk(root, "", path, lines)
+    return Source(path, lines)
+
+
+def _walk(node: yaml.Node, prefix: str, path: Path, lines: dict[str, int]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value in node.value:
+            key = f"{prefix}{key_node.value}"
+            if key in lines:
+                raise SpecError(f"the key `{key}` stands twice", where=_place(path, key_node), fix="keep one of them")
+            lines[key] = key_node.start_mark.line + 1
+            _walk(value, f"{key}.", path, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _walk(item, prefix, path, lines)
+    elif isinstance(node, yaml.ScalarNode) and node.style is None:
+        _check_scalar(node, path)
+
+
+def _check_scalar(node: yaml.ScalarNode, path: Path) -> None:
+    for pattern, reading in _TRAPS:
+        if pattern.fullmatch(node.value):
+            fix = f'write "{node.value}" in quotes, or true / false, or a plain number'
+            raise SpecError(f"{node.value!r} is ambiguous", where=_place(path, node), why=reading, fix=fix)
+    if "${" in node.value:
+        raise SpecError("specs cannot refer to the environment or to other keys", where=_place(path, node))
+
+
+def _place(path: Path, at: yaml.Event | yaml.Node) -> str:
+    return f"{path.name}:{at.start_mark.line + 1}" if at.start_mark else path.name
+
+
+class Places:
+    """Where a setting was given: on the command line, else in the last file that has it."""
+
+    def __init__(self, files: list[Source], overrides: list[str]) -> None:
+        self.files, self.overrides = files, overrides
+
+    def of(self, path: list[str]) -> str:
+        """`lora.yaml:7`, or the override as typed; for a missing key, the place of its nearest parent."""
+        for end in range(len(path), 0, -1):
+            key = ".".join(path[:end])
+            for override in reversed(self.overrides):
+                if override.lstrip("+~").split("=", 1)[0] == key:
+                    return override
+            for source in reversed(self.files):
+                if key in source.lines:
+                    return f"{source.path.name}:{source.lines[key]}"
+        return self.files[-1].path.name

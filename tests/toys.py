@@ -1,0 +1,139 @@
+"""Small real things for tests: two-layer models of several families, and tasks over random data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import PrivateAttr
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from harness import losses
+from harness.batch import Batch
+from harness.data import Splits
+from harness.metric import Predictions
+from harness.task import Task
+
+VOCABULARY = 50
+_SIZES: dict[str, dict[str, Any]] = {
+    "bert": {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 24},
+    "roberta": {
+        "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 24,
+        "max_position_embeddings": 64, "pad_token_id": 0,
+    },
+    "electra": {
+        "hidden_size": 16, "embedding_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2,
+        "intermediate_size": 24,
+    },
+    "distilbert": {"dim": 16, "n_heads": 2, "n_layers": 2, "hidden_dim": 24},
+}  # fmt: skip
+FAMILIES = tuple(_SIZES)
+
+
+def classifier(family: str = "bert", dropout: float = 0.0, labels: int = 3) -> nn.Module:
+    """A random two-layer classifier in float64."""
+    names = (
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "dropout",
+        "attention_dropout",
+        "seq_classif_dropout",
+    )
+    config = AutoConfig.for_model(
+        family, vocab_size=VOCABULARY, num_labels=labels, **_SIZES[family], **dict.fromkeys(names, dropout)
+    )
+    torch.manual_seed(0)
+    model: nn.Module = AutoModelForSequenceClassification.from_config(config)
+    return model.double().eval()
+
+
+def deviation(found: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference."""
+    return float((found - expected).detach().abs().max())
+
+
+def random_batch(lengths: list[int], labels: int = 3, seed: int = 0, token_labels: bool = False) -> Batch:
+    """Random texts of these lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, VOCABULARY, (len(lengths), max(lengths)), generator=generator)
+    mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
+    per_token = {"input_ids": ids * mask, "attention_mask": mask}
+    if token_labels:
+        targets = torch.randint(0, labels, ids.shape, generator=generator)
+        ignored = (mask == 0) | (torch.rand(ids.shape, generator=generator) < 0.3)
+        per_token["labels"] = targets.masked_fill(ignored, losses.IGNORE)
+    target = torch.randint(0, labels, (len(lengths),), generator=generator)
+    return Batch(torch.tensor(lengths), per_token, {} if token_labels else {"labels": target})
+
+
+class ToyTask(Task):
+    """Classification of random texts, or of their tokens, from batches that are given."""
+
+    class_weights: list[float] | None = None
+    label_smoothing: float = 0.0
+    token_labels: bool = False
+    _batches: list[Batch] = PrivateAttr(default_factory=list)
+
+    @property
+    def weights(self) -> Tensor | None:
+        return None if self.class_weights is None else torch.tensor(self.class_weights, dtype=torch.float64)
+
+    def with_batches(self, batches: list[Batch]) -> ToyTask:
+        self._batches = batches
+        return self
+
+    def load_data(self, splits: Splits, checkpoint: str, revision: str | None) -> dict[str, Any]:
+        return {}
+
+    def load_model(self, checkpoint: str, revision: str | None) -> nn.Module:
+        return classifier()
+
+    def head(self, model: nn.Module) -> set[str]:
+        return {name for name, _ in model.named_parameters() if name.startswith("classifier")}
+
+    def num_rows(self, split: str) -> int:
+        return sum(len(batch) for batch in self._batches)
+
+    def num_batches(self, size: int) -> int:
+        return len(self._batches)
+
+    def batches(self, model: nn.Module, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        yield from self._batches
+
+    def _labels_of(self, batch: Batch) -> Tensor:
+        return batch.per_token["labels"] if self.token_labels else batch.per_example["labels"]
+
+    def count(self, batch: Batch) -> dict[str, float]:
+        return {"units": losses.count_targets(self._labels_of(batch), self.weights)}
+
+    def loss(self, model: nn.Module, micro: Batch, units: dict[str, float]) -> Tensor:
+        inputs = {name: tensor for name, tensor in micro.per_token.items() if name != "labels"}
+        logits = model(**inputs) if self.token_labels else model(**inputs).logits
+        summed = losses.cross_entropy_sum(logits, self._labels_of(micro), self.weights, self.label_smoothing)
+        return summed / units["units"]
+
+    def predict(self, model: nn.Module, split: str, rows: range, budget: int) -> Predictions:
+        return Predictions(np.zeros(0, dtype=np.int64), np.zeros((0, 3)), ["a", "b", "c"], [])
+
+    def example(self, batch_size: int, length: int) -> dict[str, Tensor]:
+        return {"input_ids": torch.ones(batch_size, length, dtype=torch.long)}
+
+    def save(self, folder: Path) -> None:
+        pass
+
+
+class TokenTagger(nn.Module):
+    """One label per token, from the encoder of the classifier."""
+
+    def __init__(self, labels: int = 3) -> None:
+        super().__init__()
+        self.encoder = classifier().bert  # type: ignore[union-attr]
+        self.tagger = nn.Linear(16, labels).double()
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        logits: Tensor = self.tagger(self.encoder(**inputs).last_hidden_state)  # type: ignore[operator]
+        return logits
