@@ -1,0 +1,295 @@
+"""The door to MLflow: naming its limits, opening its store, writing one run, finding runs again.
+
+Nothing here keeps MLflow's global state (no `set_tracking_uri`, no active run): every call goes through one
+`MlflowClient`. Limits and behaviour are those of MLflow 3.17.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import socket
+import sqlite3
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Point = tuple[str, float, int, int]
+"""A metric: name, value, milliseconds since 1970, step."""
+
+METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
+_PARAM_LENGTH, _TAG_LENGTH, _NAME_LENGTH, _DIGEST_LENGTH = 6000, 8000, 250, 32
+_PROBE_SECONDS = 2.0
+_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the pages for training, not those for chat traces
+_ENVIRONMENT = {  # read by mlflow when it is imported; a dead server costs 245 s a call with its own defaults
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+
+def tracking_uri(uri: str | None, folder: Path) -> str:
+    """The store to use: `uri`, else `$MLFLOW_TRACKING_URI`, else SQLite in `folder`; SQLite paths made absolute.
+
+    Raises:
+        UserError: a folder of files, which MLflow no longer writes.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
+    if urlsplit(uri).scheme in ("", "file") and not uri.startswith("databricks"):
+        raise UserError(
+            f"runs cannot be tracked in the plain folder {uri!r}",
+            why="MLflow only reads its old file store",
+            fix="use 'sqlite:////absolute/path/mlflow.db' or the URL of a server",
+        )
+    database = sqlite_path(uri)
+    return f"sqlite:///{database.absolute()}" if database else uri
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The database file of a SQLite URI, otherwise None."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def is_server(uri: str) -> bool:
+    """True for a tracking server, which then decides where artifacts lie."""
+    return urlsplit(uri).scheme in ("http", "https")
+
+
+def without_password(uri: str) -> str:
+    """The URI as it may be shown and kept."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
+
+
+def safe_part(name: str) -> str:
+    """A name as one part of a path: letters, digits, `_`, `.` and `-`; never hidden, never a parent."""
+    return re.sub(r"^\.+|[^A-Za-z0-9_.-]", "_", name)
+
+
+def probe(uri: str) -> None:
+    """Connect to a server's port and hang up. Raises ConnectionError within two seconds if nobody listens."""
+    parts = urlsplit(uri)
+    host = parts.hostname or ""
+    behind_proxy = parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host)
+    if is_server(uri) and not behind_proxy:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            socket.create_connection((host, port), timeout=_PROBE_SECONDS).close()
+        except OSError as error:
+            raise ConnectionError(f"nothing answers at {host}:{port}: {error}") from error
+
+
+def allowed_name(name: str) -> str:
+    """A metric, param or tag name as MLflow takes it: other characters become `_`, at most 250 of them."""
+    parts = re.sub(r"[^/\w\-. :]", "_", re.sub(r"^\.\.", "__", name)).split("/")
+    allowed = "/".join("_" if part in ("", ".", "..") else part for part in parts)
+    return allowed if len(allowed) <= _NAME_LENGTH else allowed[:_NAME_LENGTH].rstrip("/.")
+
+
+def param_value(value: object) -> str:
+    """A param as text. MLflow cuts at 6000 characters without a word: longer ones are logged as their digest."""
+    text = str(value)
+    if len(text) <= _PARAM_LENGTH:
+        return text
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()} (see the resolved spec)"
+
+
+def short_digest(digest: str) -> str:
+    """The first 32 hex digits; MLflow refuses more than 36 characters."""
+    return digest.removeprefix("sha256:")[:_DIGEST_LENGTH]
+
+
+def refuse_deleted(uri: str, experiment: str) -> None:
+    """Raise UserError if a local database holds this experiment as deleted; costs a millisecond, imports nothing."""
+    database = sqlite_path(uri)
+    if database is None or not database.is_file():
+        return
+    query = "SELECT 1 FROM experiments WHERE name = ? AND lifecycle_stage = 'deleted'"
+    try:
+        with closing(sqlite3.connect(database, timeout=1)) as connection:
+            found = connection.execute(query, (experiment,)).fetchone()
+    except sqlite3.Error:  # the tables are MLflow's own: if they change, `open_experiment` still finds out
+        return
+    if found:
+        raise _deleted(experiment)
+
+
+def connect(uri: str, folder: Path) -> MlflowClient:
+    """A client whose store exists and is up to date; `folder` holds the lock for stores without a file.
+
+    Two processes that create one database at the same time break it for good, hence the lock. Raises
+    ConnectionError for a server that does not answer, and whatever MLflow raises.
+    """
+    probe(uri)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from filelock import FileLock
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if is_server(uri):
+        return MlflowClient(tracking_uri=uri)
+    database = sqlite_path(uri)
+    lock = database.with_name(f"{database.name}.lock") if database else folder / "tracking.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        if database:
+            with (
+                closing(sqlite3.connect(database)) as connection,
+                suppress(sqlite3.OperationalError),
+            ):  # busy: stay as is
+                connection.execute("PRAGMA journal_mode=WAL")
+        return MlflowClient(tracking_uri=uri)  # this runs the migrations
+
+
+def open_experiment(client: MlflowClient, uri: str, folder: Path, name: str) -> str:
+    """The id of an experiment, created if need be. Raises UserError if it was deleted."""
+    from mlflow.exceptions import MlflowException
+
+    location = None if is_server(uri) else str(folder / "artifacts" / safe_part(name))
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=location, tags=_TRAINING))
+        except MlflowException:  # another process was faster
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        raise _deleted(name)
+    return str(found.experiment_id)
+
+
+def _deleted(experiment: str) -> UserError:
+    return UserError(
+        f"the experiment '{experiment}' was deleted in MLflow",
+        why="MLflow keeps the name of a deleted experiment",
+        fix="restore it with 'mlflow experiments restore', remove it for good with 'mlflow gc', "
+        "or choose another name: tracking.experiment=<name>",
+    )
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a run is written, and what it is called."""
+
+    uri: str
+    folder: Path
+    experiment: str
+    name: str
+    tags: dict[str, str]
+    time: int
+    """When the run began, in milliseconds since 1970."""
+    resume: str | None = None
+    """The id of an MLflow run to go on with; None begins a new one."""
+
+
+class RunWriter:
+    """One open MLflow run. Methods raise what MLflow raises; their arguments are plain values that JSON can hold."""
+
+    def __init__(self, target: Target) -> None:
+        self._client = connect(target.uri, target.folder)
+        if target.resume:
+            self._client.update_run(target.resume, status="RUNNING")
+            run = self._client.get_run(target.resume)
+        else:
+            experiment = open_experiment(self._client, target.uri, target.folder, target.experiment)
+            tags = {allowed_name(key): value[:_TAG_LENGTH] for key, value in target.tags.items()}
+            run = self._client.create_run(experiment, start_time=target.time, tags=tags, run_name=target.name)
+        self.run_id, self.experiment_id = str(run.info.run_id), str(run.info.experiment_id)
+
+    def params(self, values: dict[str, object]) -> None:
+        """Log settings; the same value again is accepted, another one refused."""
+        from mlflow.entities import Param
+
+        params = iter([Param(allowed_name(key), param_value(value)) for key, value in values.items()])
+        while chunk := list(islice(params, PARAMS_PER_BATCH)):
+            self._client.log_batch(self.run_id, params=chunk)
+
+    def metrics(self, points: list[Point]) -> None:
+        """Log at most 1000 finite metrics in one request."""
+        from mlflow.entities import Metric
+
+        batch = [Metric(allowed_name(key), value, time, step) for key, value, time, step in points]
+        self._client.log_batch(self.run_id, metrics=batch)
+
+    def tags(self, values: dict[str, str]) -> None:
+        """Set tags, over earlier values."""
+        from mlflow.entities import RunTag
+
+        tags = iter([RunTag(allowed_name(key), str(value)[:_TAG_LENGTH]) for key, value in values.items()])
+        while chunk := list(islice(tags, PARAMS_PER_BATCH)):
+            self._client.log_batch(self.run_id, tags=chunk)
+
+    def dataset(self, name: str, source: str, digest: str, rows: int, context: str) -> None:
+        """Name one split the run used; `context` is the split."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name, short_digest(digest), "code", json.dumps({"source": source}), profile=json.dumps({"num_rows": rows})
+        )
+        self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+
+    def artifacts(self, folder: str, within: str, ignore: list[str]) -> None:
+        """Copy the files below `folder` to `within`."""
+        for name in _files(Path(folder), ignore):
+            target = Path(within) / Path(name).parent
+            self._client.log_artifact(self.run_id, str(Path(folder) / name), str(target) if target.parts else None)
+
+    def finish(self, status: str, time: int) -> None:
+        """End the run as FINISHED, FAILED or KILLED."""
+        self._client.set_terminated(self.run_id, status, end_time=time)
+
+
+def _files(folder: Path, ignore: list[str]) -> Iterator[str]:
+    if not folder.is_dir():
+        raise NotADirectoryError(f"no folder {folder}")
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return (name for name in names if not any(fnmatch(name, pattern) for pattern in ignore))
+
+
+@dataclass(frozen=True)
+class FoundRun:
+    """A run as the store knows it; `metrics` holds the latest value of each."""
+
+    run_id: str
+    name: str
+    status: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+
+
+def search(uri: str, folder: Path, run: str) -> list[FoundRun]:
+    """The run with this id, or else those with this name, newest first. Raises what `connect` raises."""
+    from mlflow.exceptions import MlflowException
+
+    client = connect(uri, folder)
+    runs = []
+    if re.fullmatch(r"[0-9a-f]{32}", run):
+        try:
+            runs = [client.get_run(run)]
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    elif not re.search(r"[\"'`\\]", run):  # quotes would end the filter's text
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        runs = client.search_runs(experiments, f"attributes.run_name = '{run}'", max_results=10)
+    return [
+        FoundRun(r.info.run_id, r.info.run_name, r.info.status, r.data.tags, r.data.params, r.data.metrics)
+        for r in runs
+    ]
