@@ -34,9 +34,9 @@ Point = tuple[str, float, int, int]
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
 _PARAM_LENGTH, _TAG_LENGTH, _NAME_LENGTH, _DIGEST_LENGTH = 6000, 8000, 250, 32
 _PROBE_SECONDS = 2.0
-_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # the pages for training, not those for chat traces
 _ENVIRONMENT = {  # read by mlflow when it is imported; a dead server costs 245 s a call with its own defaults
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
@@ -164,7 +164,7 @@ def open_experiment(client: MlflowClient, uri: str, folder: Path, name: str) -> 
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=location, tags=_TRAINING))
+            return str(client.create_experiment(name, artifact_location=location))
         except MlflowException:  # another process was faster
             found = client.get_experiment_by_name(name)
             if found is None:
