@@ -41,7 +41,7 @@ class Batch:
         return [int(row) for row in torch.argsort(self.lengths, stable=True)]
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device; lengths stay on the host, where the cutting happens."""
+        """The same batch on another device; lengths stay on the host, where batches are cut."""
         return Batch(
             self.lengths,
             {name: tensor.to(device, non_blocking=True) for name, tensor in self.per_token.items()},
@@ -52,8 +52,8 @@ class Batch:
 def cut(lengths: list[int], budget: int, overhead: int) -> list[list[int]]:
     """Cut a batch into micro-batches of at most `budget` padded tokens at the least cost.
 
-    A micro-batch costs rows x longest + `overhead` tokens (what starting one more forward and backward is worth). Sorted
-    by length the cheapest cut is one into runs, found by dynamic programming over the B examples. An example longer
+    A micro-batch costs rows x longest + `overhead` tokens (what one more forward and backward is worth). Sorted by
+    length the cheapest cut is one into runs, found by dynamic programming over the B examples. An example longer
     than the budget stands alone.
 
     Returns:

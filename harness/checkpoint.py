@@ -45,7 +45,7 @@ def load(folder: Path) -> dict[str, Tensor]:
 
 
 def restore(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put saved values back, in place. Raises StorageError if they are not those of this model's trainable parameters."""
+    """Put saved values back, in place. Raises StorageError if they are not those of what this model trains."""
     expected = trained_state(model).keys()
     if expected != state.keys():
         odd = sorted(expected ^ state.keys())[:3]

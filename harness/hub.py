@@ -34,6 +34,13 @@ def resolve(name: str) -> str:
     return name
 
 
+def weights_file(name: str) -> Path | None:
+    """The single safetensors file of a built-in or local checkpoint, if that is how it is kept."""
+    folder = Path(resolve(name))
+    path = folder / "model.safetensors"
+    return path if folder.is_dir() and path.is_file() else None
+
+
 def _is_cached(name: str) -> bool:
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from harness.settings import Settings
 
 Backward = Callable[[], Tensor]
-"""REPLACES every `.grad` with the exact gradient of the current batch, summed over processes, and returns the batch loss.
+"""REPLACES every `.grad` with the exact gradient of the current batch over all processes, and returns its loss.
 
-The loss is a detached tensor of shape [] on the device, so that no step waits for the device unless something is logged.
+The loss is a detached tensor of shape [] on the device: no step waits for the device unless something is logged.
 """
 
 

@@ -1,4 +1,4 @@
-"""The folder is the registry: `methods: {lora: ...}` names `harness/methods/lora.py`, which holds one class of that kind.
+"""The folder is the registry: `methods: {lora: ...}` names `harness/methods/lora.py`, which holds one such class.
 
 Settings are read from a plug-in's source without importing it: its heavy libraries take seconds to import, and a
 mistake in a spec must be told at once. Therefore the field annotations of a plug-in use only builtins, `typing`,
@@ -43,12 +43,12 @@ def settings_class(kind: str, name: str) -> type[Settings]:
     tree = ast.parse((_ROOT / FOLDERS[kind] / f"{name}.py").read_text(encoding="utf-8"))
     plugin = _plugin_class(tree, kind)
     light = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module in _LIGHT_MODULES]
-    fields: list[ast.stmt] = [node for node in plugin.body if isinstance(node, ast.AnnAssign)]
+    fields: list[ast.stmt] = [node for node in plugin.body if isinstance(node, ast.AnnAssign) and _is_public(node)]
     plugin.bases, plugin.decorator_list = [ast.Name("Settings", ast.Load())], []
     plugin.body = fields or [ast.Pass()]
     module = ast.fix_missing_locations(ast.Module([*light, plugin], type_ignores=[]))
     scope: dict[str, Any] = {"Settings": Settings, "__name__": f"harness.{FOLDERS[kind]}.{name}"}
-    exec(compile(module, f"<settings of {name}>", "exec"), scope)  # noqa: S102 - our own source, field declarations only
+    exec(compile(module, f"<settings of {name}>", "exec", dont_inherit=True), scope)  # noqa: S102 - our own source, field declarations only
     found: type[Settings] = scope[plugin.name]
     return found
 
@@ -71,6 +71,10 @@ def build(kind: str, name: str, settings: Settings | dict[str, Any]) -> Any:
     """Make a plug-in from its settings. Raises pydantic.ValidationError for settings that do not fit."""
     values = settings.model_dump() if isinstance(settings, Settings) else settings
     return plugin(kind, name)(**values)
+
+
+def _is_public(node: ast.AnnAssign) -> bool:
+    return isinstance(node.target, ast.Name) and not node.target.id.startswith("_")
 
 
 def _plugin_class(tree: ast.Module, kind: str) -> ast.ClassDef:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """Fields with types and bounds; unknown keys, wrong types, NaN and infinity are refused (pydantic `strict`, `extra=forbid`).
+    """Fields with types and bounds; unknown keys, wrong types, NaN and infinity are refused.
 
     Raises:
         pydantic.ValidationError: with every error at once; `harness.spec` turns it into a `SpecError`.

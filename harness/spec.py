@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from harness import registry, yaml_source
 from harness.data import Data
@@ -50,7 +49,7 @@ class Evaluation(Settings):
 
     every: Duration
     baselines: bool
-    """Score majority class, TF-IDF, frozen embeddings (and VADER, a human rater where the data allow) on the same test."""
+    """Score majority class, TF-IDF and frozen embeddings (and VADER, a human rater) on the same test split."""
 
 
 class Provenance(Settings):
@@ -66,14 +65,14 @@ class Spec(Settings):
     name: str
     story: str
     """The comment at the top of the file: what it shows, and the score it reached."""
-    task: dict[str, Settings] = Field(min_length=1, max_length=1)
+    task: dict[str, SerializeAsAny[Settings]] = Field(min_length=1, max_length=1)
     model: Model
     data: Data
-    methods: dict[str, Settings]
+    methods: dict[str, SerializeAsAny[Settings]]
     train: Train
     early_stopping: EarlyStopping
     evaluation: Evaluation
-    metrics: dict[str, Settings] = Field(min_length=1)
+    metrics: dict[str, SerializeAsAny[Settings]] = Field(min_length=1)
     latency: Latency
     tracking: Tracking
     provenance: Provenance
@@ -82,14 +81,6 @@ class Spec(Settings):
     """One run per seed; several make replicates under one parent run."""
     output: str = Field(min_length=1)
     """The folder for runs, MLflow's database and artifacts; relative to the project."""
-
-    @field_validator("task", "methods", "metrics", mode="before")
-    @classmethod
-    def _plug_ins(cls, value: Any, info: ValidationInfo) -> Any:
-        kind = str(info.field_name).removesuffix("s")
-        if not isinstance(value, dict):
-            return value
-        return {name: _plug_in(kind, name, settings) for name, settings in value.items()}
 
     @field_validator("seeds")
     @classmethod
@@ -101,7 +92,8 @@ class Spec(Settings):
     @model_validator(mode="after")
     def _alive(self) -> Spec:
         """Refuse settings that could never have an effect."""
-        known = {f"validation/{key}" for name in self.metrics for key in registry.produces(name)}
+        metrics = [name for name in self.metrics if name in registry.names("metric")]
+        known = {f"validation/{key}" for name in metrics for key in registry.produces(name)}
         if self.early_stopping.metric not in known:
             hint = did_you_mean(self.early_stopping.metric, known)
             raise ValueError(f"early_stopping.metric: '{self.early_stopping.metric}' is never produced; {hint}")
@@ -113,7 +105,7 @@ class Spec(Settings):
 
     def resolved(self) -> dict[str, Any]:
         """Plain values of every setting, with the keys one types; what is logged, signed and written as spec.yaml."""
-        return self.model_dump(mode="json", exclude={"story"}, serialize_as_any=True)
+        return self.model_dump(mode="json", exclude={"story"})
 
     def flat(self) -> dict[str, Any]:
         """The same as dotted keys; what MLflow shows as params."""
@@ -147,12 +139,20 @@ def load(name: str, overrides: list[str] | None = None) -> Spec:
     overrides = overrides or []
     files = [yaml_source.read(EXPERIMENTS / file) for file in ("base.yaml", f"{name}.yaml")]
     composed = _compose(name, overrides)
+    plugins, problems = _validate_plugins(composed)
     try:
-        return Spec.model_validate({**composed, "name": name, "story": story(name)})
+        spec = Spec.model_validate({**composed, **plugins, "name": name, "story": story(name)})
     except ValidationError as error:
+        problems += error.errors()
+    if problems:
         places = yaml_source.Places(files, overrides)
-        problems = [_explain(problem, composed, places) for problem in error.errors()]
-        raise SpecError("\n".join(dict.fromkeys(problems))) from None
+        raise SpecError("\n".join(dict.fromkeys(_explain(problem, places) for problem in problems)))
+    return spec
+
+
+def defaults() -> dict[str, Any]:
+    """The dotted keys of base.yaml, to tell what an experiment changes."""
+    return dict(_flatten(_compose("base", [])))
 
 
 def _compose(name: str, overrides: list[str]) -> dict[str, Any]:
@@ -181,18 +181,35 @@ def _compose(name: str, overrides: list[str]) -> dict[str, Any]:
     return dict(composed)
 
 
-def _plug_in(kind: str, name: str, settings: Any) -> Settings:
-    """Validate one plug-in's settings; errors keep their place below its name."""
-    if name not in registry.names(kind):
-        raise ValueError(f"no {kind} is called '{name}'; {did_you_mean(name, registry.names(kind))}")
-    return registry.settings_class(kind, name).model_validate({} if settings is None else settings)
+def _validate_plugins(composed: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """Settings objects in the place of the maps `task`, `methods` and `metrics`, and what is wrong with them."""
+    sections: dict[str, Any] = {}
+    problems: list[Any] = []
+    for section in ("task", "methods", "metrics"):
+        given, kind = composed.get(section), section.removesuffix("s")
+        if not isinstance(given, dict):
+            continue
+        sections[section] = dict.fromkeys(given, Settings())
+        for name, settings in given.items():
+            if name not in registry.names(kind):
+                hint = f"no {kind} is called so; {did_you_mean(name, registry.names(kind))}"
+                problems.append({"type": "unknown_plugin", "loc": (section, name), "msg": hint, "input": {}})
+                continue
+            try:
+                sections[section][name] = registry.settings_class(kind, name).model_validate(settings or {})
+            except ValidationError as error:
+                problems += [{**problem, "loc": (section, name, *problem["loc"])} for problem in error.errors()]
+    return sections, problems
 
 
-def _explain(problem: Any, composed: dict[str, Any], places: yaml_source.Places) -> str:
+def _explain(problem: Any, places: yaml_source.Places) -> str:
     """One line for one pydantic error: where, what, what instead."""
     path = [str(part) for part in problem["loc"] if not str(part).startswith(("list[", "literal[", "constrained-"))]
-    key, value = ".".join(path), problem["input"]
-    message = problem["msg"].removeprefix("Value error, ")
+    message, value = problem["msg"].removeprefix("Value error, "), problem["input"]
+    if not path:  # a rule over several settings names its key in its message
+        key, message = message.split(": ", 1)
+        path = key.split(".")
+    key = ".".join(path)
     if problem["type"] == "extra_forbidden":
         siblings = _siblings(path)
         near = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.6)
@@ -201,7 +218,7 @@ def _explain(problem: Any, composed: dict[str, Any], places: yaml_source.Places)
         message = "missing"
     elif not isinstance(value, dict | Settings):
         message = f"{message}, found {value!r}"
-    return f"{places.of(path)}: {key}: {message}" if key else f"{places.of(path)}: {message}"
+    return f"{places.of(path)}: {key}: {message}"
 
 
 def _siblings(path: list[str]) -> list[str]:

@@ -88,7 +88,8 @@ class Places:
         for end in range(len(path), 0, -1):
             key = ".".join(path[:end])
             for override in reversed(self.overrides):
-                if override.lstrip("+~").split("=", 1)[0] == key:
+                given = override.lstrip("+~").split("=", 1)[0]
+                if given == key or given.startswith(f"{key}."):
                     return override
             for source in reversed(self.files):
                 if key in source.lines:

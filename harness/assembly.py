@@ -1,0 +1,84 @@
+"""From a spec to a model that is ready to train: data, task, model, methods, and what of it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from harness import data, hub, provenance, registry, seeding, surgery
+from harness.data import Splits
+from harness.errors import SpecError
+from harness.method import Method
+from harness.spec import Spec
+from harness.task import Task
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What all replicates of a spec share: the examples and the task that holds them as tensors."""
+
+    splits: Splits
+    task: Task
+    tokens: dict[str, Any]
+    """Tokens, longest and truncated rows of each split."""
+    base_model: dict[str, str]
+    """Name, and where they are files, the digest of the weights."""
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """One replicate, before its first step."""
+
+    model: nn.Module
+    methods: dict[str, Method]
+    head: set[str]
+    count: surgery.ParameterCount
+    by_family: dict[str, int]
+    """Trainable parameters of each method, of the head, and of the pretrained model."""
+
+    @property
+    def merges(self) -> bool:
+        """Whether any method can fold itself into plain weights."""
+        return any(type(method).merge is not Method.merge for method in self.methods.values())
+
+
+def load(spec: Spec) -> Loaded:
+    """Read, split, check and tokenise the data. Raises DataError and ModelError."""
+    name, settings = next(iter(spec.task.items()))
+    task: Task = registry.build("task", name, settings)
+    splits = data.load(spec.data)
+    tokens = task.load_data(splits, spec.model.name, spec.model.revision)
+    return Loaded(splits, task, tokens, _identify(spec))
+
+
+def _identify(spec: Spec) -> dict[str, str]:
+    known = {"id": spec.model.name, "revision": spec.model.revision or ""}
+    weights = hub.weights_file(spec.model.name)
+    return {**known, "sha256": provenance.file_digest(weights)} if weights else known
+
+
+def assemble(spec: Spec, loaded: Loaded, seed: int) -> Assembled:
+    """Load the model, let every method edit it, and freeze what does not train. Seeds all generators first.
+
+    Raises:
+        ModelError: the checkpoint cannot be loaded, or a method finds no place in it.
+        SpecError: nothing would train.
+    """
+    seeding.seed_everything(seed)
+    model = loaded.task.load_model(spec.model.name, spec.model.revision)
+    pretrained = sum(parameter.numel() for parameter in model.parameters())
+    head = loaded.task.head(model)
+    methods: dict[str, Method] = {name: registry.build("method", name, s) for name, s in spec.methods.items()}
+    for method in methods.values():
+        model = method.edit_model(model)
+    own = {name: names for name, m in methods.items() if (names := m.trainable(model)) is not None}
+    if own:
+        surgery.freeze_except(model, head.union(*own.values()))
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not sizes:
+        raise SpecError("no parameter would train", where="methods")
+    families = {**own, "head": head, "pretrained": sizes.keys() - head.union(*own.values())}
+    by_family = {family: sum(sizes.get(name, 0) for name in names) for family, names in families.items()}
+    return Assembled(model, methods, head, surgery.count_parameters(model, pretrained), by_family)

@@ -1,0 +1,103 @@
+"""What a spec would do: data, parameters, steps, memory, folder. Loads everything, trains nothing, writes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from harness import assembly, data, device, keys, report, storage, tracking
+from harness.report import markdown_table
+from harness.spec import Spec
+
+
+def make(spec: Spec) -> dict[str, Any]:
+    """The plan as values. Raises UserError for whatever would stop the run."""
+    loaded = assembly.load(spec)
+    assembled = assembly.assemble(spec, loaded, spec.seeds[0])
+    per_epoch = loaded.task.num_batches(spec.train.batch_size)
+    total = spec.train.total_steps(per_epoch)
+    precision = device.resolve_precision(spec.precision, lambda notice: None)
+    key = keys.load_key()
+    output = storage.PROJECT / spec.output
+    return {
+        "spec": spec.resolved(),
+        "data": {**loaded.splits.report, "tokens": loaded.tokens},
+        "parameters": report.parameters(assembled),
+        "steps": {
+            "per_epoch": per_epoch,
+            "total": total,
+            "warmup": spec.train.num_warmup_steps(total),
+            "validation_every": spec.evaluation.every.steps(per_epoch),
+            "runs": len(spec.seeds),
+        },
+        "precision": precision,
+        "memory_estimate_gib": memory_estimate(assembled, spec, precision),
+        "run_folder": str(output / "runs" / f"{spec.name}-s{spec.seeds[0]}-****"),
+        "tracking": tracking.ui_command(spec.tracking.uri, output),
+        "signing_key": key.keyid if key else None,
+        "description": data.describe(loaded.splits),
+    }
+
+
+def memory_estimate(assembled: assembly.Assembled, spec: Spec, precision: str) -> dict[str, float]:
+    """GiB on the device: weights, gradients and AdamW's two moments in float32, and activations of one micro-batch.
+
+    Activations per layer and token: 34 D + 5 H T bytes at 2 bytes per value, twice that in float32 (Korthikanti et al.
+    2022, arXiv 2205.05198, section 4.1), for T = the task's longest text. An estimate: kernels' workspaces come on top.
+    """
+    config: Any = assembled.model.config
+    width = getattr(config, "hidden_size", None) or config.dim
+    layers = getattr(config, "num_hidden_layers", None) or config.n_layers
+    heads = getattr(config, "num_attention_heads", None) or config.n_heads
+    length = min(spec.train.micro_batch_tokens, getattr(next(iter(spec.task.values())), "max_length", 512))
+    per_token = layers * (34 * width + 5 * heads * length) * (1 if precision in ("bf16", "fp16") else 2)
+    gib = 1024**3
+    parts = {
+        "weights": assembled.count.total * 4 / gib,
+        "gradients": assembled.count.trainable * 4 / gib,
+        "optimizer": assembled.count.trainable * 8 / gib,
+        "activations": per_token * spec.train.micro_batch_tokens / gib,
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def render(plan: dict[str, Any]) -> str:
+    """The plan for the terminal."""
+    steps, memory, parameters = plan["steps"], plan["memory_estimate_gib"], plan["parameters"]
+    families = [[family, f"{number:,}"] for family, number in parameters["trainable_by_family"].items() if number]
+    settings = "\n".join(f"  {key} = {value}" for key, value in _flat(plan["spec"]))
+    tokens = ", ".join(f"{split} {facts['truncated']}" for split, facts in plan["data"]["tokens"].items())
+    where = "GPU" if torch.cuda.is_available() else "CPU"
+    return "\n".join(
+        [
+            settings,
+            "",
+            plan["description"],
+            f"truncated rows: {tokens}",
+            "",
+            markdown_table(["trains", "parameters"], families),
+            f"trainable {parameters['trainable']:,} of {parameters['total']:,}"
+            f" ({parameters['share_of_full_fine_tuning']:.2%} of full fine-tuning)",
+            "",
+            f"steps       {steps['total']} at most ({steps['per_epoch']} per epoch, {steps['warmup']} of warm-up), "
+            f"validation every {steps['validation_every']}, {steps['runs']} run(s)",
+            f"precision   {plan['precision']} on {where}",
+            f"memory      about {memory['total']:.2f} GiB: "
+            + ", ".join(f"{part} {value:.2f}" for part, value in memory.items() if part != "total"),
+            f"folder      {plan['run_folder']}",
+            f"tracking    {plan['tracking']}",
+            f"signing     {plan['signing_key'] or 'none: the run will be unsigned (harness keygen)'}",
+            "nothing was trained or written",
+        ]
+    )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    return [
+        pair
+        for key, value in tree.items()
+        for pair in (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(f"{prefix}{key}", value)]
+        )
+    ]

@@ -1,0 +1,124 @@
+"""What a run leaves for people: learning curves, a table of parameters, a model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness import figures, storage
+from harness.assembly import Assembled, Loaded
+from harness.spec import Spec
+
+History = dict[str, list[tuple[int, float]]]
+"""Metric name -> (step, value) in order."""
+
+_CURVES = ("train/loss", "validation/nll", "validation/f1_macro", "validation/accuracy", "train/learning_rate")
+
+
+def parameter_rows(assembled: Assembled) -> list[list[str]]:
+    """Trainable parameters by family, with their share of what full fine-tuning trains."""
+    count = assembled.count
+    rows = [
+        [f"  {family}", f"{number:,}", f"{number / count.pretrained:.2%}"]
+        for family, number in assembled.by_family.items()
+        if number
+    ]
+    total = ["trainable", f"{count.trainable:,}", f"{count.share:.2%}"]
+    return [["model with methods", f"{count.total:,}", ""], total, *rows]
+
+
+def parameters(assembled: Assembled) -> dict[str, Any]:
+    """The same as values."""
+    count = assembled.count
+    return {
+        "total": count.total,
+        "trainable": count.trainable,
+        "full_fine_tuning": count.pretrained,
+        "share_of_full_fine_tuning": count.share,
+        "trainable_by_family": assembled.by_family,
+    }
+
+
+def learning_curves(history: History, best_step: int, folder: Path) -> None:
+    """learning_curves.html (self-contained) and learning_curves.png; a line marks the checkpoint that was kept."""
+    from plotly.subplots import make_subplots
+
+    shown = [name for name in _CURVES if name in history]
+    page = make_subplots(rows=len(shown), cols=1, shared_xaxes=True, vertical_spacing=0.05, subplot_titles=shown)
+    figures.dress(page, "Learning curves", 900, 220 * len(shown) + 80)
+    image = figures.image("Learning curves", 9, 2.1 * len(shown))
+    axes = image.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    for row, (name, axis, colour) in enumerate(zip(shown, axes, figures.COLOURS, strict=False), start=1):
+        steps, values = zip(*history[name], strict=True)
+        points = "lines" if len(steps) > 40 else "lines+markers"
+        page.add_scatter(
+            x=steps, y=values, mode=points, line={"color": colour}, name=name, showlegend=False, row=row, col=1
+        )
+        page.add_vline(x=best_step, line={"color": figures.MUTED, "dash": "dot"}, row=row, col=1)
+        figures.calm(axis).plot(steps, values, color=colour, marker="o" if len(steps) <= 40 else None, markersize=3)
+        axis.axvline(best_step, color=figures.MUTED, linestyle=":", linewidth=1)
+        axis.set_title(name, fontsize=9, loc="left", color=figures.MUTED)
+    page.update_xaxes(title_text="step (dotted: the checkpoint that was kept)", row=len(shown), col=1)
+    axes[-1].set_xlabel("step (dotted: the checkpoint that was kept)")
+    figures.save_html(page, folder / "learning_curves.html")
+    figures.save_png(image, folder / "learning_curves.png")
+
+
+def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
+    """A GitHub-flavoured table, first column left and the others right aligned."""
+    rule = "|---|" + "---:|" * (len(columns) - 1)
+    return "\n".join(["| " + " | ".join(columns) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def score_rows(scores: dict[str, float], baselines: list[dict[str, Any]], name: str) -> list[list[str]]:
+    """This run among the baselines of the same test split, best last."""
+    ladder = [[b["name"], b["f1_macro"], b["accuracy"]] for b in baselines]
+    ladder.append([f"{name} (this run)", scores["test/f1_macro"], scores["test/accuracy"]])
+    return [
+        [str(label), f"{f1:.3f}", f"{accuracy:.3f}"] for label, f1, accuracy in sorted(ladder, key=lambda row: row[1])
+    ]
+
+
+def model_card(
+    spec: Spec,
+    loaded: Loaded,
+    assembled: Assembled,
+    name: str,
+    ladder: list[list[str]],
+    scores: dict[str, float],
+    signed: str,
+) -> str:
+    """Data, method, scores, limits and fingerprint in one page of Markdown."""
+    report = loaded.splits.report["splits"]
+    data_rows = [
+        [split, str(facts["rows"]), ", ".join(f"{k} {v}" for k, v in facts["labels"].items()), facts["digest"][:19]]
+        for split, facts in report.items()
+    ]
+    wanted = ("test/", "merge/", "memory/", "time/")
+    numbers = [[key, f"{value:.4g}"] for key, value in sorted(scores.items()) if key.startswith(wanted)]
+    return (
+        "\n\n".join(
+            [
+                f"# {name}",
+                spec.story.strip() or f"Experiment `{spec.name}`.",
+                f"Pretrained model `{spec.model.name}`, data `{spec.data.name}`, seed in the name. {signed}",
+                "## Scores on the test split",
+                markdown_table(["", "macro-F1", "accuracy"], ladder),
+                "The checkpoint was chosen on the validation split; the test split was read once, at the end.",
+                markdown_table(["metric", "value"], numbers),
+                "## Parameters",
+                markdown_table(["", "parameters", "of full fine-tuning"], parameter_rows(assembled)),
+                "## Data",
+                markdown_table(["split", "rows", "labels", "digest"], data_rows),
+                "## Limits",
+                "One seed says nothing about the method: see the replicates. The scores hold for texts like those above, "
+                f"truncated at the task's `max_length`; labels are {', '.join(loaded.splits.labels)}.",
+            ]
+        )
+        + "\n"
+    )
+
+
+def write_card(text: str, folder: Path) -> None:
+    """model_card.md."""
+    storage.write_text(folder / "model_card.md", text)
