@@ -436,7 +436,10 @@ def _decode(text: str) -> bytes:
 
 
 def _parse_json(content: bytes) -> Any:
-    """UTF-8 JSON without repeated keys, NaN and infinity. Raises ValueError."""
+    """UTF-8 JSON without repeated keys, NaN and infinity. Raises ValueError.
+
+    RFC 8785 writes the float 2.0**60 as digits only; beyond 2**53 such digits stand for a float, not a whole number.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({name for name, _ in pairs}) < len(pairs):
@@ -446,7 +449,10 @@ def _parse_json(content: bytes) -> Any:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
-    return json.loads(content.decode(), object_pairs_hook=unique, parse_constant=refuse)
+    def number(digits: str) -> int | float:
+        return int(digits) if abs(float(digits)) < 2**53 else float(digits)
+
+    return json.loads(content.decode(), object_pairs_hook=unique, parse_constant=refuse, parse_int=number)
 
 
 def _canonical(value: Any) -> bytes:
