@@ -225,14 +225,18 @@ def _find_parts(data: Data) -> _Parts:
     """The parts of the source by name, each with what reads it."""
     path, suffix = Path(data.name).expanduser(), Path(data.name).suffix.lower()
     is_builtin = data.name.startswith(_PREFIX)
-    is_local = path.exists() or suffix in SUFFIXES or data.name.startswith((".", "/", "~")) or "\\" in data.name
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise DataError("no file has such a name", where="data.name", why=str(error.strerror)) from error
+    is_local = exists or suffix in SUFFIXES or data.name.startswith((".", "/", "~")) or "\\" in data.name
     if (is_builtin or is_local) and (data.subset or data.revision):
         raise DataError("only data sets of the Hub have a subset and a revision", where="data.subset, data.revision")
     if is_builtin:
         return {"train": partial(_rated, data.name.removeprefix(_PREFIX), data.cuts)}
     if not is_local:
         return _hub_parts(data)
-    if not path.exists():
+    if not exists:
         near = [file.name for file in path.parent.glob("*") if file.is_dir() or file.suffix.lower() in SUFFIXES]
         fix = did_you_mean(path.name, near) if path.parent.is_dir() else f"there is no folder {path.parent} either"
         raise DataError(f"{data.name} does not exist", where="data.name", fix=fix)
@@ -242,7 +246,12 @@ def _find_parts(data: Data) -> _Parts:
     files = {name: file for name, file in found.items() if file} | ({} if path.is_dir() else {"train": path})
     if "train" not in files:
         why, what = f"it holds: {', '.join(sorted(p.name for p in folder.iterdir())) or 'nothing'}", "no train file"
-        raise DataError(f"{what} in {path}", where="data.name", why=why, fix=f"call one train{'|'.join(SUFFIXES)}")
+        raise DataError(
+            f"{what} in {path}",
+            where="data.name",
+            why=why,
+            fix=f"call one of them train, with one of {', '.join(SUFFIXES)}",
+        )
     return {name: partial(_read, file, data.encoding) for name, file in files.items()}
 
 
