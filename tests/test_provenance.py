@@ -402,6 +402,16 @@ def test_checkpoint_folder_verifies_by_itself(tmp_path: Path) -> None:
     assert verify(tmp_path, [KEY]).exit_code == 1
 
 
+def test_files_made_after_a_checkpoint_are_no_surprise_to_it(tmp_path: Path) -> None:
+    start = seal(tmp_path, "start", RUN, KEY)
+    (tmp_path / "weights").write_text("1")
+    seal(tmp_path, "checkpoint", {**RUN, "prev": start}, KEY)
+    (tmp_path / "scores").write_text("")
+    seal(tmp_path, "end", {**RUN, "prev": start}, KEY)
+    verification = verify(tmp_path, [KEY])
+    assert verification.exit_code == 0, problems(verification)
+
+
 def test_unfinished_run_cannot_be_told(tmp_path: Path) -> None:
     seal(tmp_path, "start", RUN, KEY)
     (tmp_path / "checkpoint").write_text("")
@@ -435,6 +445,10 @@ def _link_envelope(run: Path) -> None:
     (run / "end.envelope.json").symlink_to("../envelope")
 
 
+def _link_nested_envelope(run: Path) -> None:
+    (run / "plots/checkpoint.envelope.json").symlink_to("../end.envelope.json")
+
+
 def _pipe(run: Path) -> None:
     (run / "plots/loss.csv").unlink()
     os.mkfifo(run / "plots/loss.csv")
@@ -452,6 +466,7 @@ EDITS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "piped": (_pipe, ["plots/loss.csv: not a regular file"]),
     "terminal name": (lambda run: (run / "\x1b[2J").touch(), [r"'\\x1b\[2J': extra"]),
     "no start": (lambda run: (run / "start.envelope.json").unlink(), ["chain: the start statement is missing"]),
+    "linked nested envelope": (_link_nested_envelope, ["plots/checkpoint.envelope.json: extra"]),
     "linked envelope": (_link_envelope, ["end.envelope.json: not a regular file"]),
     "swapped": (
         lambda run: shutil.copy(run / "end.envelope.json", run / "start.envelope.json"),
@@ -550,6 +565,7 @@ def test_unsafe_names_are_refused_even_when_signed(run: Path, name: object) -> N
         lambda statement: statement.update(predicateType="https://example.com/other"),
         lambda statement: statement.update(predicate=[]),
         lambda statement: statement["predicate"].update(formatVersion=True),
+        lambda statement: statement["predicate"].update(metrics={"test/f1": float("nan")}),
         lambda statement: statement["predicate"].pop("coverage"),
         lambda statement: statement["predicate"].update(coverage={"excluded": [1]}),
         lambda statement: statement["subject"].append(statement["subject"][0]),
@@ -657,6 +673,10 @@ def test_an_added_signature_verifies_for_the_holders_of_either_key(run: Path) ->
 
     path = run / "end.envelope.json"
     edit_outer(path, sign_again)
+    signed_twice = path.read_bytes()
+    edit_outer(path, lambda outer: outer["signatures"][1].update(keyid="0" * 16))
+    assert "wrong key" in open_envelope(path, [OTHER]).check.detail
+    path.write_bytes(signed_twice)
     assert all(open_envelope(path, keys).check.ok for keys in ([KEY], [OTHER], [OTHER, KEY]))
     edit_outer(path, lambda outer: outer["signatures"][1].update(sig=base64.b64encode(b"0" * 32).decode()))
     assert open_envelope(path, [KEY]).check.ok
