@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once by OpenMP: threads that spin slow each other many-fold
 
 from harness.command import main
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from harness import data, hub, provenance, registry, seeding, surgery
+from harness import data, digests, hub, registry, seeding, surgery
 from harness.data import Splits
 from harness.errors import SpecError
 from harness.method import Method
@@ -56,7 +56,7 @@ def load(spec: Spec) -> Loaded:
 def _identify(spec: Spec) -> dict[str, str]:
     known = {"id": spec.model.name, "revision": spec.model.revision or ""}
     weights = hub.weights_file(spec.model.name)
-    return {**known, "sha256": provenance.file_digest(weights)} if weights else known
+    return {**known, "sha256": digests.file_digest(weights)} if weights else known
 
 
 def assemble(spec: Spec, loaded: Loaded, seed: int) -> Assembled:

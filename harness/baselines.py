@@ -7,7 +7,6 @@ one rater against the mean of the others. All but the last two are fitted on the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,21 +22,22 @@ Labels = NDArray[np.int64]
 
 def measure(splits: Splits, data: Data, checkpoint: str, max_length: int = 128) -> list[dict[str, Any]]:
     """One row per baseline that the data allow: name, f1_macro, accuracy; on the whole test split."""
-    is_rated = all(example.ratings for example in splits.test.examples)
-    found: dict[str, Callable[[], Labels]] = {
-        "majority class": lambda: _majority(splits),
-        "TF-IDF + logistic regression": lambda: _tfidf(splits),
-        f"frozen {checkpoint} + logistic regression": lambda: _frozen(splits, checkpoint, max_length),
-    }
-    if is_rated and len(data.cuts) == 2:
-        found["VADER"] = lambda: _vader(splits.test.examples)
-        found["one human rater"] = lambda: _rater(splits.test.examples, data.cuts)
-    return [{"name": name, **_score(splits, predict())} for name, predict in found.items()]
-
-
-def _score(splits: Splits, predicted: Labels) -> dict[str, float]:
     truth = _labels(splits.test.examples)
-    predictions = Predictions(truth, np.eye(len(splits.labels))[predicted], splits.labels, [])
+    rows = {
+        "majority class": _score(truth, _majority(splits), splits.labels),
+        "TF-IDF + logistic regression": _score(truth, _tfidf(splits), splits.labels),
+        f"frozen {checkpoint} + logistic regression": _score(
+            truth, _frozen(splits, checkpoint, max_length), splits.labels
+        ),
+    }
+    if len(data.cuts) == 2 and all(example.ratings for example in splits.test.examples):
+        rows["VADER"] = _score(truth, _vader(splits.test.examples), splits.labels)
+        rows["one human rater"] = _one_rater(splits.test.examples, data.cuts, splits.labels)
+    return [{"name": name, **scores} for name, scores in rows.items()]
+
+
+def _score(truth: Labels, predicted: Labels, labels: list[str]) -> dict[str, float]:
+    predictions = Predictions(truth, np.eye(len(labels))[predicted], labels, [])
     f1 = build("metric", "f1", {}).compute(predictions)["f1_macro"]
     return {"f1_macro": f1, "accuracy": float((predicted == truth).mean())}
 
@@ -106,7 +106,17 @@ def _vader(examples: list[Example]) -> Labels:
     return np.where(compounds <= -0.05, 0, np.where(compounds >= 0.05, 2, 1)).astype(np.int64)
 
 
-def _rater(examples: list[Example], cuts: list[float]) -> Labels:
-    """The first rater of each example, cut as the mean is; raters differ from example to example."""
-    first = np.array([example.ratings[0] for example in examples], dtype=np.float64)
-    return np.where(first < cuts[0], 0, np.where(first > cuts[1], 2, 1)).astype(np.int64)
+def _one_rater(examples: list[Example], cuts: list[float], labels: list[str]) -> dict[str, float]:
+    """The mean score of single raters, each against the class of the mean of all others."""
+    count = min(len(example.ratings) for example in examples)
+    scores = []
+    for rater in range(count):
+        own = np.array([example.ratings[rater] for example in examples], dtype=np.float64)
+        others = np.array([np.mean(np.delete(example.ratings, rater)) for example in examples])
+        scores.append(_score(_cut(others, cuts), _cut(own, cuts), labels))
+    return {key: float(np.mean([score[key] for score in scores])) for key in scores[0]}
+
+
+def _cut(ratings: NDArray[np.float64], cuts: list[float]) -> Labels:
+    """Below the first cut negative, above the second positive, as `data.cuts` has it."""
+    return np.where(ratings < cuts[0], 0, np.where(ratings > cuts[1], 2, 1)).astype(np.int64)

@@ -9,7 +9,7 @@ import sys
 import traceback
 from typing import Any
 
-from harness import spec
+from harness import spec, threads
 from harness.errors import HarnessError, Interrupted, SpecError, did_you_mean
 
 HELP = """\
@@ -90,6 +90,7 @@ def _main(arguments: list[str]) -> int:
         made = plan.make(resolved)
         print(json.dumps(made, indent=2, ensure_ascii=False) if "--json" in flags else plan.render(made))
         return 0
+    threads.choose_wait_policy()
     from harness.run import run
 
     run(resolved)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import torch
+
+from harness import threads
 
 
 def resolve_precision(asked: str, notice: Callable[[str], None] = print) -> str:
@@ -21,12 +22,11 @@ def resolve_precision(asked: str, notice: Callable[[str], None] = print) -> str:
 
 def use_all_cores(notice: Callable[[str], None] = print) -> int:
     """Give this process its share of the cores: `accelerate launch` sets one thread on a CPU. Returns the threads."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    if threads != torch.get_num_threads():
-        notice(f"NOTE {threads} threads (cores of this process); torch was set to {torch.get_num_threads()}")
-        torch.set_num_threads(threads)
-    return threads
+    share = threads.share_of_cores()
+    if share != torch.get_num_threads():
+        notice(f"NOTE {share} threads (this process's share of the cores); torch was set to {torch.get_num_threads()}")
+        torch.set_num_threads(share)
+    return share
 
 
 def use_fast_matmul(notice: Callable[[str], None] = print) -> bool:

@@ -7,10 +7,8 @@ from typing import Any
 
 from harness import figures, storage
 from harness.assembly import Assembled, Loaded
+from harness.selection import History
 from harness.spec import Spec
-
-History = dict[str, list[tuple[int, float]]]
-"""Metric name -> (step, value) in order."""
 
 _CURVES = ("train/loss", "validation/nll", "validation/f1_macro", "validation/accuracy", "train/learning_rate")
 
@@ -111,8 +109,8 @@ def model_card(
                 "## Data",
                 markdown_table(["split", "rows", "labels", "digest"], data_rows),
                 "## Limits",
-                "One seed says nothing about the method: see the replicates. The scores hold for texts like those above, "
-                f"truncated at the task's `max_length`; labels are {', '.join(loaded.splits.labels)}.",
+                "One seed says nothing about a method: compare replicates. The scores hold for texts like those above, "
+                f"truncated as the spec says; labels: {', '.join(loaded.splits.labels)}.",
             ]
         )
         + "\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from harness.errors import SpecError
 from harness.gradients import ExactGradient
-from harness.method import Method
+from harness.method import Backward, Method
 from harness.optim import Train, build_optimizer, build_schedule
 from harness.task import Task
 
@@ -79,7 +78,9 @@ def fit(
     optimizer: Any = accelerator.prepare_optimizer(build_optimizer(model, train))
     schedule = build_schedule(optimizer.optimizer, train, total_steps)
     exact = ExactGradient(accelerator, model, task, train.micro_batch_tokens, notice=accelerator.print)
-    backward = reduce(lambda inner, method: method.wrap_backward(inner, model), methods, exact)
+    backward: Backward = exact
+    for method in methods:
+        backward = method.wrap_backward(backward, model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     number = 0
     for epoch in range(1, train.epochs + 1):
@@ -91,7 +92,7 @@ def fit(
             exact.load(batch)
             loss = backward()
             grad_norm = accelerator.clip_grad_norm_(parameters, train.max_grad_norm or float("inf"))
-            learning_rate = schedule.get_last_lr()[0]
+            learning_rate = float(schedule.get_last_lr()[0])
             optimizer.step()
             if not accelerator.optimizer_step_was_skipped:
                 schedule.step()

@@ -71,7 +71,7 @@ class OutOfMemoryAbove:
     def __init__(self, model: nn.Module, limit: int) -> None:
         self.tokens = 0
         model.register_forward_pre_hook(self.see, with_kwargs=True)
-        model.get_submodule("classifier").weight.register_hook(self.fail)  # type: ignore[union-attr]
+        model.get_parameter("classifier.weight").register_hook(self.fail)
         self.limit = limit
 
     def see(self, module: nn.Module, args: Any, kwargs: dict[str, Tensor]) -> None:

@@ -135,5 +135,5 @@ class TokenTagger(nn.Module):
         self.tagger = nn.Linear(16, labels).double()
 
     def forward(self, **inputs: Tensor) -> Tensor:
-        logits: Tensor = self.tagger(self.encoder(**inputs).last_hidden_state)  # type: ignore[operator]
+        logits: Tensor = self.tagger(self.encoder(**inputs).last_hidden_state)
         return logits

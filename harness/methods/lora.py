@@ -34,9 +34,8 @@ class LoRALinear(nn.Module):
         self.base = base
         self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
         self.dropout = nn.Dropout(dropout)
-        like = {"dtype": base.weight.dtype, "device": base.weight.device}
-        self.lora_a = nn.Parameter(torch.empty(rank, base.in_features, **like))  # [R, I]
-        self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank, **like))  # [O, R]
+        self.lora_a = nn.Parameter(base.weight.new_empty(rank, base.in_features))  # [R, I]
+        self.lora_b = nn.Parameter(base.weight.new_zeros(base.out_features, rank))  # [O, R]
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
         base.requires_grad_(False)
         self.train(base.training)

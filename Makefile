@@ -1,0 +1,39 @@
+# make demo: the main job from nothing. make test: everything CI runs. make help: all of them.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help setup demo test check lint ui
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## make .venv with the tested versions, fetch the built-in model and data
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[dev]'
+	$(BIN)/python -m harness.builtin
+	@touch $(READY)
+
+demo: setup  ## set up, then train exp=lora_adapter on real reviews, tracked in MLflow
+	$(LAUNCH) launch.py exp=lora_adapter
+
+test: lint  ## set up, lint, check types, run all tests (what CI runs)
+	$(BIN)/python -m pytest --durations=10
+
+check: lint  ## the same with the fast tests only
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+ui: setup  ## open MLflow on the runs (http://127.0.0.1:5000)
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 --host 127.0.0.1 --port 5000 \
+		--backend-store-uri "sqlite:///$(CURDIR)/mlruns/mlflow.db" --default-artifact-root "$(CURDIR)/mlruns/artifacts"

@@ -1,0 +1,86 @@
+"""Who may import whom: a module imports only from lower layers, and each heavy library has its doors."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "harness"
+LAYERS = [
+    ["errors", "settings", "units", "threads"],
+    ["storage", "registry", "keys", "digests", "batch", "losses", "seeding", "surgery", "figures", "console", "device"],
+    ["builtin", "provenance", "metric", "method", "tracker", "yaml_source", "latency", "optim"],
+    ["hub", "tracking_mlflow", "metrics", "methods"],
+    ["sources", "tracking_worker"],
+    ["data", "tracking"],
+    ["task", "spec"],
+    ["tasks", "checkpoint", "gradients", "evaluate", "baselines"],
+    ["train", "assembly", "verification"],
+    ["fingerprint", "report"],
+    ["plan", "replicates"],
+    ["run"],
+    ["command", "cli"],
+]
+DOORS = {
+    "mlflow": {"tracking_mlflow"},
+    "hydra": {"spec"},
+    "omegaconf": {"spec"},
+    "yaml": {"yaml_source", "run"},
+    "accelerate": {"gradients", "train", "evaluate", "run", "fingerprint"},
+    "transformers": {"tasks", "optim", "baselines"},
+    "peft": {"methods"},
+    "datasets": {"sources"},
+    "sklearn": {"metrics", "baselines"},
+    "plotly": {"figures", "metrics", "report"},
+    "matplotlib": {"figures", "metrics"},
+    "optuna": set(),
+}
+HEAVY = {"torch", *DOORS} - {"yaml"}
+LIGHT_AT_START = ("command", "spec", "cli", "data", "latency", "tracking", "optim", "registry", "threads")
+
+
+def room(path: Path) -> str:
+    relative = path.relative_to(ROOT)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imports(tree: ast.AST) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names if node.module == "harness" else {node.module}
+    return found
+
+
+FILES = [path for path in sorted(ROOT.rglob("*.py")) if path.stem != "__init__"]
+LAYER = {name: digit for digit, names in enumerate(LAYERS) for name in names}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_only_from_lower_layers_and_through_the_doors(path: Path) -> None:
+    here = room(path)
+    assert here in LAYER, f"give {here} a layer"
+    for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
+        top, *rest = name.split(".")
+        if top == "harness" and rest and rest[0] != "__version__":
+            assert LAYER[rest[0]] < LAYER[here], f"{here} ({LAYER[here]}) imports {rest[0]} ({LAYER[rest[0]]})"
+        assert here in DOORS.get(top, {here}), f"{top} is not {here}'s to import"
+        assert top != "launch"
+
+
+@pytest.mark.parametrize("name", LIGHT_AT_START)
+def test_nothing_heavy_is_imported_before_it_is_needed(name: str) -> None:
+    """At module level; what stands under `if TYPE_CHECKING` or inside functions is not imported at start."""
+    tree = ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))
+    at_start = {top.split(".")[0] for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.If)
+                for top in imports(node)}  # fmt: skip
+    assert not at_start & (HEAVY - ({"hydra", "omegaconf"} if name == "spec" else set()))
+
+
+def test_no_room_without_a_name() -> None:
+    assert not {"utils", "helpers", "common"} & {path.stem for path in FILES}

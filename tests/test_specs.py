@@ -1,0 +1,148 @@
+"""Every shipped spec composes, validates and builds; every mistake is told with its place."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import registry, spec, yaml_source
+from harness.errors import SpecError
+from harness.storage import PROJECT
+
+
+@pytest.mark.parametrize("name", spec.names())
+def test_a_spec_composes_validates_and_builds(name: str) -> None:
+    loaded = spec.load(name)
+    for section, kind in ((loaded.task, "task"), (loaded.methods, "method"), (loaded.metrics, "metric")):
+        for plug_in, settings in section.items():
+            built = registry.build(kind, plug_in, settings)
+            assert built.model_dump() == settings.model_dump()
+
+
+@pytest.mark.parametrize("name", spec.names())
+def test_a_spec_tells_its_story_and_only_what_differs(name: str) -> None:
+    story = spec.story(name)
+    assert "±" in story, "the score it reached, with its spread over seeds"
+    own = yaml_source.read(spec.EXPERIMENTS / f"{name}.yaml").lines
+    changed = {key for key, value in spec.load(name).flat().items() if spec.defaults().get(key, object()) != value}
+    leaves = {key for key in own if not any(other.startswith(f"{key}.") for other in own)} - {"defaults"}
+    assert leaves <= {*changed, *(key.rsplit(".", 1)[0] for key in changed)}
+
+
+def test_overrides_replace_add_and_remove() -> None:
+    loaded = spec.load(
+        "lora_adapter", ["train.learning_rate=1e-3", "methods.lora.rank=4", "~methods.bottleneck_adapter"]
+    )
+    assert loaded.train.learning_rate == 1e-3
+    assert list(loaded.methods) == ["lora"]
+    assert loaded.flat()["methods.lora.rank"] == 4
+    added = spec.load("full_finetune", ["methods.lora.rank=2"])
+    assert added.flat()["methods.lora.alpha"] == 16.0
+
+
+def test_the_order_of_methods_is_that_of_the_spec() -> None:
+    assert list(spec.load("lora_adapter").methods) == ["lora", "bottleneck_adapter"]
+
+
+MISTAKES = [
+    (["train.learing_rate=1"], r"train\.learing_rate=1: train\.learing_rate: unknown key; did you mean `learning_rate`"),
+    (["methods.lora.rnk=3"], r"methods\.lora\.rnk: unknown key; did you mean `rank`"),
+    (["methods.lra.rank=3"], r"methods\.lra\.rank=3: methods\.lra: no method is called so; did you mean 'lora'"),
+    (["metrics.f2={}"], r"metrics\.f2: no metric is called so; did you mean 'f1'|known: accuracy"),
+    (["train.batch_size=abc"], r"train\.batch_size: Input should be a valid integer, found 'abc'"),
+    (["train.batch_size=true"], r"train\.batch_size: Input should be a valid integer, found True"),
+    (["train.learning_rate=-1"], r"train\.learning_rate: Input should be greater than 0, found -1"),
+    (["train.learning_rate=nan"], r"train\.learning_rate: Input should be"),
+    (["train.learning_rate=inf"], r"train\.learning_rate: Input should be a finite number"),
+    (["train.learning_rate="], r"train\.learning_rate: Input should be a valid number"),
+    (["methods.lora.rank=0"], r"methods\.lora\.rank: Input should be greater than or equal to 1, found 0"),
+    (["evaluation.every=100"], r"evaluation\.every: a duration is a positive whole number and a unit"),
+    (["early_stopping.patience=3 weeks"], r"early_stopping\.patience: a duration is"),
+    (["precision=fp8"], r"precision: Input should be 'auto', 'no', 'bf16' or 'fp16', found 'fp8'"),
+    (["seeds=[1,1]"], r"seeds: seeds are distinct"),
+    (["seeds=[]"], r"seeds: List should have at least 1 item"),
+    (["early_stopping.metric=validation/f1_marco"], r"early_stopping\.metric: .* is never produced; did you mean 'validation/f1_macro'"),
+    (["train.max_steps=5", "train.warmup_steps=5"], r"train\.warmup_steps: the warm-up lasts longer than"),
+    (["~train.epochs"], r"train\.epochs: missing"),
+    (["model=3"], r"model: Input should be a valid dictionary"),
+    (["foo"], r"'foo' is not an override"),
+    (["data.name=${oc.env:HOME}"], r"cannot refer to the environment"),
+    (["data.name=a b(c).csv"], r"fix: quote values"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("overrides", "message"), MISTAKES, ids=lambda value: str(value)[:40])
+def test_a_mistake_is_told_with_its_place(overrides: list[str], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        spec.load("lora_adapter", overrides)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(SpecError) as error:
+        spec.load("lora_adapter", ["train.learing_rate=1", "methods.lora.rnk=3", "precision=fp8", "evaluation.every=1"])
+    assert len(str(error.value).splitlines()) == 4
+
+
+def test_an_unknown_experiment_gives_the_nearest() -> None:
+    with pytest.raises(SpecError, match="did you mean 'lora_adapter'"):
+        spec.load("lora_adaptr")
+
+
+TRAPS = [
+    ("a: 1\nb: [x]\na: 2\n", r"x\.yaml:3: the key `a` stands twice"),
+    ("a: &x 1\nb: *x\n", r"x\.yaml:2: anchors and aliases are not allowed"),
+    ("a: 1\nb: NO\n", r"x\.yaml:2: 'NO' is ambiguous\n  why: YAML 1\.1 reads this as true or false"),
+    ("a: 12:30\n", r"x\.yaml:1: '12:30' is ambiguous\n  why: .*base 60"),
+    ("a: 012\n", r"octal"),
+    ("a: ${oc.env:HOME}\n", r"x\.yaml:1: specs cannot refer to the environment"),
+    ("a: [1\n", r"x\.yaml:2: not valid YAML"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), TRAPS)
+def test_traps_of_yaml_are_refused_with_their_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(SpecError, match=message):
+        yaml_source.read(tmp_path / "x.yaml")
+
+
+def test_a_bomb_of_aliases_is_refused_before_it_grows(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [1, 1]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40)]
+    (tmp_path / "x.yaml").write_text("\n".join(lines))
+    with pytest.raises(SpecError, match="aliases are not allowed"):
+        yaml_source.read(tmp_path / "x.yaml")
+
+
+def test_plain_yaml_stays_plain(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text('a: "NO"\nb: true\nc: 1.0e-4\nd: 0\ne: 0.5\nf: null\n')
+    assert yaml_source.read(tmp_path / "x.yaml").lines == {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5, "f": 6}
+
+
+def test_a_mistake_in_a_file_is_told_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("base", "lora"):
+        (tmp_path / f"{name}.yaml").write_text((spec.EXPERIMENTS / f"{name}.yaml").read_text())
+    with (tmp_path / "lora.yaml").open("a") as file:
+        file.write("precison: no_way\n")
+    monkeypatch.setattr(spec, "EXPERIMENTS", tmp_path)
+    line = len((tmp_path / "lora.yaml").read_text().splitlines())
+    with pytest.raises(SpecError, match=rf"lora\.yaml:{line}: precison: unknown key; did you mean `precision`"):
+        spec.load("lora")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["exp=lora_adaptr"], ["exp=lora", "methods.lora.rnk=3"]])
+def test_help_and_mistakes_answer_without_heavy_imports(arguments: list[str]) -> None:
+    code = (
+        "import sys; from harness.command import main; code = main(sys.argv[1:]); "
+        "heavy = {'torch', 'transformers', 'mlflow', 'sklearn', 'pandas', 'plotly'} & set(sys.modules); "
+        "print('heavy', sorted(heavy)); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert "heavy []" in done.stdout
+    assert done.returncode == (0 if arguments == ["--help"] else 2)
+    assert ("error: " in done.stderr) == (done.returncode == 2)
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness import threads
+
+
+def test_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert threads.share_of_cores() == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "20")
+    assert threads.share_of_cores() == 1
+
+
+@pytest.mark.parametrize(("busy", "expected"), [(0.0, None), (0.9, "PASSIVE")])
+def test_threads_sleep_only_beside_others(monkeypatch: pytest.MonkeyPatch, busy: float, expected: str | None) -> None:
+    environment = {"LOCAL_WORLD_SIZE": "1"}
+    monkeypatch.setattr("os.environ", environment)
+    monkeypatch.setattr(threads, "busy_share", lambda: busy)
+    threads.choose_wait_policy()
+    assert environment.get("OMP_WAIT_POLICY") == expected
+
+
+def test_processes_started_together_sleep_and_a_given_policy_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"LOCAL_WORLD_SIZE": "2"}
+    monkeypatch.setattr("os.environ", environment)
+    threads.choose_wait_policy()
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    environment["OMP_WAIT_POLICY"] = "ACTIVE"
+    threads.choose_wait_policy()
+    assert environment["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_busy_share_is_what_is_not_idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    samples = iter([[100, 0, 0, 100, 0], [130, 0, 0, 165, 5]])
+    monkeypatch.setattr(threads, "_times", lambda _: next(samples))
+    assert threads.busy_share() == pytest.approx(0.3)
+    monkeypatch.undo()
+    assert threads.busy_share(tmp_path / "absent") == 0.0
