@@ -1,0 +1,37 @@
+"""Runs in a SQLite store of their own, for the tests of whatever records in MLflow or reads from it."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.tracker import Tracker
+from harness.tracking import Tracking, start
+
+# MLflow's tables use an option that SQLAlchemy 2.1 is about to drop.
+QUIET = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
+
+
+def client(folder: Path) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def begin(folder: Path, name: str, **more: Any) -> Tracker:
+    return start(Tracking(), folder, "exp", name, **more)
+
+
+def run_id(tracker: Tracker) -> str:
+    found = tracker.wait_open(30)
+    assert found
+    return found
+
+
+def closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

@@ -1,0 +1,25 @@
+"""Names and values that MLflow accepts, judged by MLflow itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.tracking_mlflow import allowed_name, short_digest
+
+
+@pytest.mark.parametrize(
+    "name", ["train/loss", "a*b<c", "../up", "..", "/root//x/", "a/./b", "ü/é", "x" * 300, "y" * 249 + "/z", "a/" * 200]
+)
+def test_every_name_becomes_one_mlflow_accepts(name: str) -> None:
+    from mlflow.utils import validation
+
+    check: Any = validation._validate_metric_name
+    check(allowed_name(name))
+    assert len(allowed_name(name)) <= 250
+    assert allowed_name("train/f1 macro-1.0:x_y") == "train/f1 macro-1.0:x_y"
+
+
+def test_digests_fit() -> None:
+    assert short_digest("ab" * 32) == short_digest("sha256:" + "ab" * 32) == "ab" * 16

@@ -1,0 +1,237 @@
+"""Everything recorded arrives in MLflow, or lies in the spool; nothing waits for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import tracking_worker
+from harness.errors import StorageError
+from harness.tracking import find_run
+from harness.tracking_mlflow import param_value
+from tests.stores import QUIET, begin, client, closed_port, run_id
+
+pytestmark = QUIET
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One database for most tests: creating it takes over a second."""
+    return tmp_path_factory.mktemp("my runs")
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def test_everything_recorded_arrives(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "plots" / ".hidden").mkdir(parents=True)
+    for name in ("spec.yaml", "plots/a.txt", "plots/b.tmp", "plots/.hidden/c.txt"):
+        (tmp_path / name).write_text(name)
+    tracker = begin(folder, "complete", tags={"team": "blue"}, note="A **note**")
+    tracker.params({f"a.b{i}": i for i in range(250)} | {"train.learning_rate": 1e-4})
+    before = time.time_ns() // 1_000_000
+    for step in range(3):
+        tracker.metrics({"train/loss": 1 / (step + 1), "train/grad_norm": 2.0 * step}, step)
+    after = time.time_ns() // 1_000_000
+    tracker.tags({"spec": "abc"})
+    tracker.dataset("reviews", "builtin:reviews", f"sha256:{'ab' * 32}", 2592, "train")
+    tracker.artifacts(tmp_path, ignore=("*.tmp",))
+    tracker.artifacts(tmp_path / "plots", within="again")
+    tracker.finish()
+
+    run = client(folder).get_run(run_id(tracker))
+    assert run.data.params == {f"a.b{i}": str(i) for i in range(250)} | {"train.learning_rate": "0.0001"}
+    assert run.data.metrics == {"train/loss": pytest.approx(1 / 3), "train/grad_norm": 4.0}
+    history = client(folder).get_metric_history(run.info.run_id, "train/loss")
+    assert [(m.step, m.value) for m in history] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
+    assert all(before <= m.timestamp <= after for m in history)
+    expected = {"team": "blue", "spec": "abc", "mlflow.note.content": "A **note**", "mlflow.runName": "complete"}
+    assert expected.items() <= run.data.tags.items()
+    assert run.data.tags["mlflow.source.name"] == "launch.py"
+    [used] = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.dataset.digest) == ("reviews", "ab" * 16)
+    assert json.loads(used.dataset.profile) == {"num_rows": 2592}
+    assert [(tag.key, tag.value) for tag in used.tags] == [("mlflow.data.context", "train")]
+    artifacts = Path(run.info.artifact_uri)
+    assert artifacts.is_relative_to(folder / "artifacts" / "exp")
+    assert {p.relative_to(artifacts).as_posix() for p in artifacts.rglob("*") if p.is_file()} == {
+        *("spec.yaml", "plots/a.txt", "plots/.hidden/c.txt"),
+        *("again/a.txt", "again/b.tmp", "again/.hidden/c.txt"),
+    }
+    assert (artifacts / "plots/a.txt").read_text() == "plots/a.txt"
+    assert run.info.status == "FINISHED"
+    assert not (folder / "spool").exists()
+
+
+def test_thousands_of_metrics_go_out_in_few_batches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    sizes: list[int] = []
+    original = MlflowClient.log_batch
+
+    def counted(self: Any, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
+        sizes.append(len(metrics))
+        original(self, run_id, metrics, params, tags)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    tracker = begin(folder, "many")
+    for step in range(1500):
+        tracker.metrics({"train/loss": float(step), "train/grad_norm": 1.0}, step)
+    tracker.finish()
+    assert sum(sizes) == 3000
+    assert max(sizes) <= 1000
+    assert len(sizes) == 3
+    history = client(folder).get_metric_history(run_id(tracker), "train/loss")
+    assert [(m.step, m.value) for m in history] == [(step, float(step)) for step in range(1500)]
+
+
+def test_metrics_are_seen_while_the_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = begin(folder, "live")
+    store, identity = client(folder), run_id(tracker)
+
+    def wait_for(steps: int) -> bool:
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            if len(store.get_metric_history(identity, "train/loss")) == steps:
+                return True
+            time.sleep(0.02)
+        return False
+
+    tracker.metrics({"train/loss": 1.0}, 0)
+    time.sleep(0.3)
+    assert store.get_metric_history(identity, "train/loss") == []
+    tracker.flush()
+    assert wait_for(1)
+    for step in range(1, 51):
+        tracker.metrics({"train/loss": 1.0}, step)
+    assert wait_for(51)
+    monkeypatch.setattr(tracking_worker, "_BATCH_SECONDS", 0.2)
+    tracker.metrics({"train/loss": 1.0}, 51)
+    assert wait_for(52)
+    assert store.get_run(identity).info.status == "RUNNING"
+    tracker.finish()
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
+def test_the_status_is_the_one_given_and_finish_may_be_repeated(folder: Path, status: str) -> None:
+    tracker = begin(folder, f"ends-{status}")
+    tracker.finish(status)
+    tracker.finish("FINISHED")
+    info = client(folder).get_run(run_id(tracker)).info
+    assert info.status == status
+    assert info.end_time >= info.start_time
+
+
+def test_long_params_become_their_digest(folder: Path) -> None:
+    tracker = begin(folder, "long")
+    tracker.params({"short": "y" * 6000, "long": "x" * 6001})
+    tracker.finish()
+    params = client(folder).get_run(run_id(tracker)).data.params
+    assert params["short"] == "y" * 6000
+    assert params["long"] == f"sha256:{hashlib.sha256(b'x' * 6001).hexdigest()} (see the resolved spec)"
+    assert param_value(None) == "None"
+
+
+def test_values_that_are_no_finite_number_become_a_tag(folder: Path) -> None:
+    tracker = begin(folder, "nonfinite")
+    bad: Any = {"train/inf": float("inf"), "train/nan": float("nan"), "train/none": None, "train/loss": 1.0}
+    tracker.metrics(bad, 0)
+    tracker.metrics({"train/loss": float("nan")}, 1)
+    tracker.metrics({"train/loss": 0.5}, 2)
+    tracker.finish()
+    data = client(folder).get_run(run_id(tracker)).data
+    assert data.metrics == {"train/loss": 0.5}
+    assert data.tags["nonfinite_metrics"] == "train/inf, train/loss, train/nan, train/none"
+
+
+def test_a_refused_record_is_kept_and_the_rest_arrives(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = begin(folder, "refused")
+    tracker.params({"rank": 8})
+    tracker.params({"rank": 16})
+    tracker.artifacts(folder / "missing")
+    tracker.metrics({"train/loss": 1.0}, 7)
+    tracker.finish()
+    run = client(folder).get_run(run_id(tracker))
+    assert (run.data.params, run.data.metrics, run.info.status) == ({"rank": "8"}, {"train/loss": 1.0}, "FINISHED")
+    head, *kept = [json.loads(line) for line in (folder / "spool/refused.jsonl").read_text().splitlines()]
+    assert head["run_id"] == run.info.run_id
+    assert kept[0] == {"kind": "params", "values": {"rank": 16}}
+    assert [message["kind"] for message in kept] == ["params", "artifacts"]
+    assert capsys.readouterr().err.count("warning: ") == 1
+
+
+def test_a_server_that_is_not_there_costs_nothing_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{closed_port()}")
+    begun = time.monotonic()
+    tracker = begin(tmp_path, "offline")
+    tracker.params({"rank": 8})
+    for step in range(120):
+        tracker.metrics({"train/loss": float(step)}, step)
+    assert tracker.wait_open(10) is None
+    tracker.artifacts(tmp_path / "folder", within="x")
+    tracker.finish("FAILED")
+    assert time.monotonic() - begun < 10
+    text = (tmp_path / "spool/offline.jsonl").read_text()
+    head, *messages = [json.loads(line) for line in text.splitlines()]
+    assert (head["kind"], head["name"], head["experiment"], head["run_id"]) == ("run", "offline", "exp", None)
+    assert {"kind": "params", "values": {"rank": 8}} in messages
+    points = [point for message in messages if message["kind"] == "metrics" for point in message["points"]]
+    assert [(key, value, step) for key, value, _, step in points] == [("train/loss", float(s), s) for s in range(120)]
+    assert (messages[-1]["kind"], messages[-1]["status"]) == ("finish", "FAILED")
+    assert any(m["kind"] == "artifacts" and m["folder"] == str(tmp_path / "folder") for m in messages)
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert str(tmp_path / "spool/offline.jsonl") in error
+    assert "secret" not in text + error
+    with pytest.raises(StorageError, match="nothing answers"):
+        find_run(None, tmp_path, "offline")
+
+
+def test_a_store_that_fails_for_a_while_gets_what_comes_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    tracker = begin(folder, "outage")
+    identity = run_id(tracker)
+    with monkeypatch.context() as broken:
+        calls: list[str] = []
+
+        def fail(*_: object, **__: object) -> None:
+            calls.append("log_batch")
+            raise MlflowException("API request failed")
+
+        broken.setattr(MlflowClient, "log_batch", fail)
+        for step in range(4):
+            tracker.metrics({"train/loss": 1.0}, step)
+            tracker.flush()
+        deadline = time.monotonic() + 5
+        spool = folder / "spool/outage.jsonl"
+        while not spool.exists() or len(spool.read_text().splitlines()) < 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert len(calls) == 1, "a failing store is left alone"
+    tracker.metrics({"train/loss": 0.5}, 4)
+    tracker.finish()
+    assert [m.step for m in client(folder).get_metric_history(identity, "train/loss")] == [4]
+    assert client(folder).get_run(identity).info.status == "FINISHED"
+
+
+def test_recording_a_metric_takes_microseconds(tmp_path: Path) -> None:
+    tracker = begin(tmp_path, "fast")
+    values = {"train/loss": 1.0, "train/grad_norm": 1.0, "train/learning_rate": 1.0}
+    fastest = float("inf")
+    for _ in range(20):
+        begun = time.perf_counter()
+        for step in range(100):
+            tracker.metrics(values, step)
+        fastest = min(fastest, (time.perf_counter() - begun) / 100)
+    assert fastest < 50e-6
