@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from harness import device, provenance
+from harness import device, digests, provenance
 from harness.assembly import Loaded
 from harness.keys import Key
 from harness.spec import Spec
@@ -32,13 +32,13 @@ class Statement:
         splits = (loaded.splits.train, loaded.splits.validation, loaded.splits.test)
         self._common: dict[str, Any] = {
             "runId": name,
-            "specId": provenance.identity(spec.resolved()),
+            "specId": digests.identity(spec.resolved()),
             "code": code_state(),
             "data": [{"split": s.name, "sha256": s.digest, "rows": len(s.examples)} for s in splits],
             "baseModel": loaded.base_model,
             "seeds": [str(seed)],
             "world": {"size": accelerator.num_processes, "precision": str(accelerator.mixed_precision)},
-            "host": {"machineHmac": provenance.machine_id_digest()},
+            "host": {"machineHmac": digests.machine_id_digest()},
             "env": {"python": platform.python_version(), **device.describe(), "torch": torch.__version__},
             "startedAt": _now(),
         }

@@ -1,0 +1,282 @@
+"""A sealed run that MLflow knows, and every way in which folder, statements and MLflow can come to disagree."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import UserError
+from harness.keys import Key
+from harness.provenance import PAYLOAD_TYPE, Verification, pae, seal
+from harness.tracking import Tracking, start
+from harness.verification import compare_scores, sentence, verify_run
+from tests.stores import QUIET, closed_port, run_id
+
+pytestmark = QUIET
+KEY = Key(b"k" * 32)
+SCORES = {"test/f1_macro": 0.1 + 0.2, "test/accuracy": 1.0, "best/step": 40.0, "time/total_s": 1e-7}
+NUMBERS = count()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run left behind."""
+
+    name: str
+    output: Path
+    folder: Path
+    mlflow_id: str
+
+    def verify(self) -> Verification:
+        return verify_run(self.name, self.output)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for most tests: creating it takes over a second."""
+    return tmp_path_factory.mktemp("my runs")
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The key of the runs and no other, no tracking server."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HARNESS_SIGNING_KEY", KEY.text)
+    for name in ("XDG_CONFIG_HOME", "HARNESS_SIGNING_KEY_FILE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+
+
+@pytest.fixture
+def run(output: Path) -> Run:
+    return make(output)
+
+
+def make(output: Path, key: Key | None = KEY, sent: dict[str, float] | None = None) -> Run:
+    """A run as `harness.run` leaves it; `sent` are the scores MLflow got, if others than were signed."""
+    name = f"lora-s{next(NUMBERS)}-ab12"
+    folder = output / "runs" / name
+    folder.mkdir(parents=True)
+    (folder / "spec.yaml").write_text("rank: 8\n")
+    tracker = start(Tracking(), output, "lora", name, tags={"folder": str(folder)})
+    begun = seal(folder, "start", {"runId": name}, key, subjects=["spec.yaml"])
+    (folder / "card.md").write_text("# lora\n")
+    tracker.metrics({"train/loss": 0.5, "validation/f1_macro": 0.4}, 1)
+    tracker.metrics(SCORES if sent is None else sent, 40)
+    seal(folder, "end", {"runId": name, "prev": begun, "metrics": SCORES}, key)
+    tracker.finish()
+    return Run(name, output, folder, run_id(tracker))
+
+
+def edit_store(run: Run, *statements: tuple[str, tuple[object, ...]]) -> None:
+    with closing(sqlite3.connect(run.output / "mlflow.db")) as connection, connection:
+        for statement, values in statements:
+            assert connection.execute(statement, values).rowcount > 0
+
+
+def set_score(run: Run, key: str, value: float) -> None:
+    rows = [f"UPDATE {table} SET value = ? WHERE run_uuid = ? AND key = ?" for table in ("metrics", "latest_metrics")]
+    edit_store(run, *((row, (value, run.mlflow_id, key)) for row in rows))
+
+
+def problems(verdict: Verification) -> dict[str, str]:
+    return {check.name: check.detail for check in verdict.checks if not check.ok}
+
+
+def rewrite_end(run: Run, key: Key | None, **claims: object) -> None:
+    """Put an end statement in place that claims something else; None takes a claim away."""
+    path = run.folder / "end.envelope.json"
+    envelope = json.loads(path.read_text())
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    predicate = {**statement["predicate"], **claims, "keyId": key.keyid if key else None}
+    statement["predicate"] = {name: value for name, value in predicate.items() if name not in claims or value != "-"}
+    payload = json.dumps(statement).encode()
+    sign = [{"keyid": key.keyid, "sig": base64.b64encode(key.mac(pae(PAYLOAD_TYPE, payload))).decode()}] if key else []
+    content = {**envelope, "payload": base64.b64encode(payload).decode(), "signatures": sign}
+    path.write_text(json.dumps(content))
+
+
+# Found and verified
+
+
+def test_a_run_verifies_by_name_by_id_and_by_folder(run: Run, tmp_path: Path) -> None:
+    for way in (run.name, run.mlflow_id, str(run.folder)):
+        verdict = verify_run(way, run.output)
+        assert verdict.exit_code == 0, problems(verdict)
+        details = {check.name: check.detail for check in verdict.checks}
+        assert details["scores in MLflow"] == "4 as signed"
+        assert details["run"] == f"the statements are about '{run.name}'"
+    assert sentence(0).startswith("verified")
+
+
+def test_a_renamed_folder_is_still_compared_with_its_run(run: Run, tmp_path: Path) -> None:
+    moved = shutil.copytree(run.folder, tmp_path / "for a paper")
+    assert verify_run(str(moved), run.output).exit_code == 0
+    set_score(run, "test/accuracy", 0.5)
+    assert set(problems(verify_run(str(moved), run.output))) == {"test/accuracy"}
+
+
+def test_a_folder_verifies_where_mlflow_never_heard_of_it(run: Run, tmp_path: Path) -> None:
+    moved = shutil.copytree(run.folder, tmp_path / "elsewhere")
+    verdict = verify_run(str(moved), tmp_path / "no runs here")
+    assert verdict.exit_code == 0
+    assert "scores in MLflow" not in {check.name for check in verdict.checks}
+
+
+def test_moved_runs_are_found_by_name_below_the_output_folder(run: Run, tmp_path: Path) -> None:
+    shutil.move(run.folder, tmp_path / "runs" / run.name)
+    old, new = (sqlite3.connect(folder / "mlflow.db") for folder in (run.output, tmp_path))
+    with closing(old), closing(new):
+        old.backup(new)
+    assert verify_run(run.mlflow_id, tmp_path).exit_code == 0
+    with pytest.raises(UserError, match=r"(?s)folder of run 'lora-.*' is not there.*if it was moved: harness verify"):
+        run.verify()
+
+
+def test_no_such_run(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"(?s)no run is called '{run.name}x'.*did you mean 'lora-"):
+        verify_run(f"{run.name}x", run.output)
+    for name in ("zzz", "f" * 32, "' OR '1' = '1"):
+        with pytest.raises(UserError, match=r"(?s)no run is called.*MLflow id, or its folder"):
+            verify_run(name, tmp_path)
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_by_name_mlflow_is_expected_to_know_the_run(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.folder, tmp_path / "runs" / run.name)
+    verdict = verify_run(run.name, tmp_path)
+    assert verdict.exit_code == 5
+    assert "set MLFLOW_TRACKING_URI" in problems(verdict)["scores in MLflow"]
+
+
+def test_a_store_that_cannot_be_read_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{closed_port()}")
+    for way in (run.name, str(run.folder)):
+        verdict = verify_run(way, run.output)
+        assert verdict.exit_code == 5
+        assert "nothing answers" in problems(verdict)["scores in MLflow"]
+        assert "secret" not in str(verdict)
+    with pytest.raises(UserError, match=r"(?s)no run is called 'absent'.*why: .*nothing answers"):
+        verify_run("absent", run.output)
+
+
+# Scores
+
+
+def test_an_edited_score_is_named_with_both_values(run: Run) -> None:
+    set_score(run, "test/f1_macro", 0.99)
+    set_score(run, "time/total_s", 1e-6)
+    for way in (run.name, run.mlflow_id, str(run.folder)):
+        verdict = verify_run(way, run.output)
+        assert verdict.exit_code == 1
+        assert problems(verdict) == {
+            "test/f1_macro": "changed in MLflow: signed 0.30000000000000004, found 0.99",
+            "time/total_s": "changed in MLflow: signed 1e-07, found 1e-06",
+        }
+
+
+def test_curves_may_be_edited_and_test_scores_not_added(run: Run) -> None:
+    set_score(run, "train/loss", 0.1)
+    assert run.verify().exit_code == 0
+    names = "key, value, timestamp, step, is_nan, run_uuid"
+    added = (f"INSERT INTO latest_metrics ({names}) VALUES ('test/foo', 0.9, 0, 0, 0, ?)", (run.mlflow_id,))
+    edit_store(run, added)
+    verdict = run.verify()
+    assert (verdict.exit_code, problems(verdict)) == (1, {"test/foo": "added to MLflow: signed nothing, found 0.9"})
+
+
+def test_a_removed_score_is_named(run: Run) -> None:
+    row = "DELETE FROM latest_metrics WHERE run_uuid = ? AND key = 'test/accuracy'"
+    edit_store(run, (row, (run.mlflow_id,)))
+    verdict = run.verify()
+    assert (verdict.exit_code, problems(verdict)) == (
+        1,
+        {"test/accuracy": "removed from MLflow: signed 1.0, found nothing"},
+    )
+
+
+def test_scores_that_never_arrived_are_not_called_tampered(output: Path) -> None:
+    verdict = make(output, sent={}).verify()
+    assert verdict.exit_code == 3
+    assert "never sent, or all removed" in problems(verdict)["scores in MLflow"]
+
+
+def test_compare_scores() -> None:
+    signed = {"test/f1": 0.5, "test/accuracy": 0.25, "train/loss": 1e-07, "validation/f1": 1.0}
+    found = {"test/f1": 0.6, "train/loss": 1e-07, "validation/f1": 1, "test/mcc": 0.1, "train/extra": 2.0}
+    assert [(check.name, check.ok, check.detail) for check in compare_scores(signed, found)] == [
+        ("test/accuracy", False, "removed from MLflow: signed 0.25, found nothing"),
+        ("test/f1", False, "changed in MLflow: signed 0.5, found 0.6"),
+        ("test/mcc", False, "added to MLflow: signed nothing, found 0.1"),
+    ]
+    assert [check.ok for check in compare_scores(signed, {**signed, "latency/p50_ms": 3.0})] == [True]
+    assert [check.ok for check in compare_scores(signed, {**signed, "test/f1": float("nan")})] == [False]
+
+
+# Files and statements
+
+
+def test_an_edited_file_is_named(run: Run) -> None:
+    (run.folder / "card.md").write_text("# better\n")
+    verdict = run.verify()
+    assert (verdict.exit_code, list(problems(verdict))) == (1, ["card.md"])
+
+
+def test_unsigned_runs_cannot_be_told_but_edits_of_them_show(output: Path) -> None:
+    run = make(output, key=None)
+    verdict = run.verify()
+    assert verdict.exit_code == 3
+    assert set(problems(verdict)) == {"start.envelope.json", "end.envelope.json"}
+    set_score(run, "test/accuracy", 0.5)
+    assert run.verify().exit_code == 1
+
+
+def test_unfinished_runs_cannot_be_told(run: Run) -> None:
+    (run.folder / "end.envelope.json").unlink()
+    (run.folder / "card.md").unlink()
+    verdict = run.verify()
+    assert verdict.exit_code == 3
+    assert "run not finished" in problems(verdict)["end.envelope.json"]
+
+
+@pytest.mark.parametrize(
+    "metrics", ["-", None, [], "0.9", 0.9, {"test/f1_macro": "0.3"}, {"test/f1_macro": None}, {"a": [1]}, {"a": True}]
+)
+@pytest.mark.parametrize("key", [None, KEY], ids=["unsigned", "signed"])
+def test_an_end_statement_without_a_table_of_scores_is_no_traceback(run: Run, metrics: Any, key: Key | None) -> None:
+    rewrite_end(run, key, metrics=metrics)
+    for way in (run.name, str(run.folder)):
+        verdict = verify_run(way, run.output)
+        assert verdict.exit_code == 3
+        assert "no table of scores" in problems(verdict)["scores in MLflow"]
+
+
+def test_an_end_statement_that_names_no_run(run: Run) -> None:
+    begun = seal(run.folder, "start", {}, KEY, subjects=["spec.yaml"])
+    seal(run.folder, "end", {"prev": begun, "metrics": SCORES, "runId": 7}, KEY)
+    for way in (run.name, str(run.folder)):
+        verdict = verify_run(way, run.output)
+        assert verdict.exit_code == 3
+        assert problems(verdict) == {"run": "the statements do not say which run they are about"}
+
+
+def test_another_run_in_the_place_of_this_one_does_not_verify(output: Path) -> None:
+    """Folder and scores may both be taken from a better run: all of that is signed, but not as this run."""
+    worse, better = make(output), make(output)
+    shutil.rmtree(worse.folder)
+    shutil.copytree(better.folder, worse.folder)
+    verdict = worse.verify()
+    assert verdict.exit_code == 3
+    assert problems(verdict) == {
+        "run": f"the statements are about '{better.name}', not '{worse.name}': renamed, copied, or exchanged"
+    }
