@@ -52,6 +52,7 @@ class ExactGradient:
     def load(self, batch: Batch) -> None:
         """Set the batch of the next step: the global one, the same on all processes; each takes its part."""
         self._units = self.task.count(batch)
+        self._padded_tokens = len(batch) * int(batch.lengths.max())
         self._batch = batch.shard(self.accelerator.process_index, self.accelerator.num_processes)
 
     def __call__(self) -> Tensor:
@@ -78,7 +79,7 @@ class ExactGradient:
                 with self.accelerator.autocast():
                     share = self.task.loss(self.model, micro, self._units)
                 self.accelerator.backward(share)
-                total = total + share.detach()
+                total += share.detach()
         except (RuntimeError, MemoryError) as error:
             if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
                 raise
@@ -124,6 +125,7 @@ class ExactGradient:
                 f"out of memory with one example of {longest} tokens at a time",
                 fix="shorten max_length, use precision=bf16, train fewer parameters (LoRA), or take a smaller model",
             )
-        before, self.micro_batch_tokens = self.micro_batch_tokens, max(1, self.micro_batch_tokens // 2)
+        before = self.micro_batch_tokens
+        self.micro_batch_tokens = max(1, min(before, self._padded_tokens) // 2)
         self.num_out_of_memory += 1
         self.notice(f"out of memory: micro_batch_tokens {before} -> {self.micro_batch_tokens}, the step is done again")

@@ -1,0 +1,74 @@
+"""Two processes take the steps one process takes, also when one of them runs out of memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.storage import PROJECT
+
+pytestmark = pytest.mark.slow
+
+WORKER = """
+import gc, json, os, sys
+import torch, torch.distributed as dist
+from datetime import timedelta
+from harness import train
+from harness.gradients import ExactGradient
+from tests.test_gradients import OutOfMemoryAbove
+from tests.test_train import LENGTHS, settings
+from tests.toys import ToyTask, classifier, random_batch
+
+accelerator = train.build_accelerator("no")
+model = classifier()
+if sys.argv[1] == "out_of_memory" and accelerator.process_index == 1:
+    OutOfMemoryAbove(model, 16)
+batches = [random_batch(lengths, seed=i) for i, lengths in enumerate([*LENGTHS, [4]])]
+task = ToyTask(class_weights=[0.2, 1.0, 3.0]).with_batches(batches)
+losses = [float(s.loss) for s in train.fit(
+    model, task, [], settings(micro_batch_tokens=64), accelerator, torch.Generator().manual_seed(0))]
+flat = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+same = True
+if accelerator.num_processes > 1:
+    every = [torch.empty_like(flat) for _ in range(accelerator.num_processes)]
+    dist.all_gather(every, flat)
+    same = all(torch.equal(every[0], other) for other in every)
+if accelerator.is_main_process:
+    torch.save(flat, sys.argv[2])
+    print(json.dumps({"world": accelerator.num_processes, "same": same, "losses": losses}), flush=True)
+accelerator.wait_for_everyone()
+sys.stdout.flush()
+os._exit(0)  # gloo of torch 2.13 now and then aborts at exit
+"""
+
+
+def work(tmp_path: Path, world: int, fault: str) -> tuple[dict[str, object], Path]:
+    script, weights = tmp_path / "worker.py", tmp_path / f"{world}-{fault}.pt"
+    script.write_text(WORKER)
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    environment |= {"OMP_WAIT_POLICY": "PASSIVE", "GLOO_SOCKET_IFNAME": "lo"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
+    command = [*torchrun, str(script), fault, str(weights)]
+    done = subprocess.run(
+        command, env=environment, cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    printed = next(line for line in done.stdout.splitlines() if line.startswith("{"))
+    return json.loads(printed), weights
+
+
+@pytest.mark.parametrize("fault", ["none", "out_of_memory"])
+def test_two_processes_are_one(tmp_path: Path, fault: str) -> None:
+    """One batch has fewer examples than there are processes."""
+    import torch
+
+    alone, one = work(tmp_path, 1, "none")
+    together, two = work(tmp_path, 2, fault)
+    assert (alone["world"], together["world"], together["same"]) == (1, 2, True)
+    assert together["losses"] == pytest.approx(alone["losses"], abs=1e-6)
+    assert float((torch.load(one, weights_only=True) - torch.load(two, weights_only=True)).abs().max()) < 1e-9
