@@ -1,15 +1,17 @@
-"""The console command `harness`: look at specs, make keys, verify runs, score baselines."""
+"""Look at experiments, make signing keys, verify runs, score baselines."""
 
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from harness.errors import HarnessError, UserError
+from harness.errors import HarnessError
 
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -19,8 +21,10 @@ def list_specs() -> None:
     """The experiments, one line each."""
     from harness import spec
 
-    for name in spec.names():
-        print(f"{name:22} {spec.story(name).splitlines()[0] if spec.story(name) else ''}")
+    names = spec.names()
+    width = max(map(len, names), default=0)
+    for name in names:
+        print(f"{name:{width}}  {spec.story(name).partition(chr(10))[0]}".rstrip())
 
 
 @app.command()
@@ -29,7 +33,7 @@ def show(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
-    """Every setting of an experiment after composition, and which differ from base.yaml."""
+    """Every setting of an experiment as it would run, and which differ from base.yaml."""
     from harness import spec
 
     chosen = spec.load(name, overrides or [])
@@ -37,29 +41,40 @@ def show(
         print(json.dumps(chosen.resolved(), indent=2, ensure_ascii=False))
         return
     defaults = spec.defaults()
-    print(chosen.story, end="\n\n")
-    for key, value in chosen.flat().items():
-        typer.secho(f"{key} = {value}", fg=None if defaults.get(key, object()) == value else "cyan")
-    print("\ncoloured: differs from base.yaml; any of these can be given as key=value")
+    print(f"{name}: {chosen.story}", end="\n\n")
+    settings = {key: value for key, value in chosen.flat().items() if key != "name"}
+    for key, value in settings.items():
+        differs = key not in defaults or defaults[key] != value
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        typer.secho(f"{'*' if differs else ' '} {key} = {text}", fg="cyan" if differs else None)
+    print("\n* differs from base.yaml. Any setting can be given as 'key=value'.")
 
 
 @app.command()
 def keygen(
     path: Annotated[Path | None, typer.Argument(help="default: ~/.config/harness/keys/active")] = None,
-    rotate: Annotated[bool, typer.Option(help="retire the active key; it still verifies")] = False,
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="retire the active key; what it signed still verifies")
+    ] = False,
 ) -> None:
     """Make a signing key."""
     from harness import keys
 
-    key = keys.keygen(path, rotate=rotate)
-    print(f"key {key.keyid} in {path or keys.key_file()}: runs are signed with it from now on")
+    key, place = keys.keygen(path, rotate=rotate), path or keys.key_file()
+    print(f"key {key.keyid} in {place}")
+    if os.environ.get(keys.VARIABLE):
+        print(f"Runs are still signed with the key in {keys.VARIABLE}: unset it to use this one.")
+    elif place.absolute() != keys.key_file().absolute():
+        print(f"To sign runs with it: export {keys.FILE_VARIABLE}={shlex.quote(str(place.absolute()))}")
+    else:
+        print("Runs are signed with it from now on.")
     print("Keep a copy: without it nothing it signed can be verified. Who holds it can sign, too.")
 
 
 @app.command()
 def verify(
     run: Annotated[str, typer.Argument(help="a run's name, MLflow id, or folder")],
-    output: Annotated[Path, typer.Option(help="the folder of runs")] = Path("mlruns"),
+    output: Annotated[Path, typer.Option(help="the folder of runs, relative to the project")] = Path("mlruns"),
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
     """Was anything edited since the run was signed? Exit code 0 no, 1 yes, 3 cannot tell, 4 newer format, 5 I/O."""
@@ -97,8 +112,7 @@ def baselines(
 def main() -> None:
     """Run the command; errors for people end with their exit code and no traceback."""
     try:
-        app(standalone_mode=True)
+        app()
     except HarnessError as error:
-        kind = "error" if isinstance(error, UserError) else type(error).__name__
-        print(f"{kind}: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

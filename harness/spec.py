@@ -136,7 +136,15 @@ def load(name: str, overrides: list[str] | None = None) -> Spec:
     """
     if name not in names():
         raise SpecError(f"no experiment is called '{name}'", where=f"exp={name}", fix=did_you_mean(name, names()))
-    overrides = overrides or []
+    return _build(name, overrides or [])
+
+
+def defaults() -> dict[str, Any]:
+    """Every setting as base.yaml alone gives it, with dotted keys, to tell what an experiment changes."""
+    return _build("base", []).flat()
+
+
+def _build(name: str, overrides: list[str]) -> Spec:
     files = [yaml_source.read(EXPERIMENTS / file) for file in ("base.yaml", f"{name}.yaml")]
     composed = _compose(name, overrides)
     plugins, problems = _validate_plugins(composed)
@@ -148,11 +156,6 @@ def load(name: str, overrides: list[str] | None = None) -> Spec:
         places = yaml_source.Places(files, overrides)
         raise SpecError("\n".join(dict.fromkeys(_explain(problem, places) for problem in problems)))
     return spec
-
-
-def defaults() -> dict[str, Any]:
-    """The dotted keys of base.yaml, to tell what an experiment changes."""
-    return dict(_flatten(_compose("base", [])))
 
 
 def _compose(name: str, overrides: list[str]) -> dict[str, Any]:

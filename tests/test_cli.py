@@ -1,0 +1,221 @@
+"""The console command: what it prints, and the exit codes that scripts rely on."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import cli, keys, spec
+from harness.keys import Key, keygen, load_key, load_keyring
+from harness.provenance import seal
+from harness.tracking import Tracking, start
+from tests.stores import QUIET
+
+pytestmark = QUIET
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home without keys, and no tracking server."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("XDG_CONFIG_HOME", "HARNESS_SIGNING_KEY", "HARNESS_SIGNING_KEY_FILE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def harness(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capsys)
+
+
+class Command:
+    """`harness ...`: calls it as the console script does; keeps what it wrote."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+        self.out = self.err = ""
+
+    def __call__(self, *arguments: str) -> int:
+        self._monkeypatch.setattr(sys, "argv", ["harness", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        self.out, self.err = self._capsys.readouterr()
+        return int(ended.value.code or 0)
+
+
+def finished_run(output: Path, name: str, key: Key | None) -> Path:
+    folder = output / "runs" / name
+    folder.mkdir(parents=True)
+    (folder / "spec.yaml").write_text("rank: 8\n")
+    begun = seal(folder, "start", {"runId": name}, key)
+    seal(folder, "end", {"runId": name, "prev": begun, "metrics": {"test/f1_macro": 0.5}}, key)
+    return folder
+
+
+# list and show
+
+
+def test_list_shows_every_experiment_with_the_first_line_of_its_story(harness: Command) -> None:
+    assert harness("list") == 0
+    lines = dict(line.split(maxsplit=1) for line in harness.out.splitlines())
+    assert lines == {name: spec.story(name).splitlines()[0] for name in spec.names()}
+    assert {"full_finetune", "lora", "lora_adapter"} <= lines.keys()
+
+
+def test_list_is_quick_and_imports_nothing_heavy() -> None:
+    code = """
+import sys, time
+from harness import cli
+sys.argv = ["harness", "list"]
+try:
+    cli.main()
+finally:
+    heavy = {"torch", "transformers", "mlflow", "sklearn", "hydra", "pandas"} & set(sys.modules)
+    print(f"{heavy or 'light'} {time.process_time()}", file=sys.stderr)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    found, seconds = ended.stderr.split()
+    assert found == "light"
+    assert float(seconds) < 3  # of the processor: the wall clock of a busy machine says little
+
+
+@pytest.mark.parametrize("name", spec.names())
+def test_what_show_prints_can_be_given_as_overrides(harness: Command, name: str) -> None:
+    assert harness("show", name) == 0
+    printed = re.findall(r"(?m)^[* ] (\S+) = (.*)$", harness.out)
+    settings = spec.load(name).flat()
+    assert {key for key, _ in printed} == settings.keys() - {"name"}
+    assert spec.load(name, [f"{key}={text}" for key, text in printed]).flat() == settings
+    assert harness.out.startswith(f"{name}: {spec.story(name)}")
+
+
+def test_show_marks_what_differs_from_base(harness: Command) -> None:
+    assert harness("show", "lora", "train.epochs=7", "data.limit=null", "metrics.calibration.bins=20") == 0
+    marked = set(re.findall(r"(?m)^\* (\S+) = ", harness.out))
+    assert {"train.epochs", "metrics.calibration.bins", "methods.lora.rank"} <= marked
+    assert not {"data.limit", "model.name", "latency.runs", "data.cuts"} & marked
+    assert "\x1b" not in harness.out
+
+
+def test_show_for_programs(harness: Command) -> None:
+    assert harness("show", "lora", "train.epochs=7", "--json") == 0
+    assert json.loads(harness.out) == spec.load("lora", ["train.epochs=7"]).resolved()
+
+
+def test_an_unknown_experiment_or_setting_is_told_with_the_nearest_name(harness: Command) -> None:
+    assert harness("show", "loar") == 2
+    assert harness.err == "error: exp=loar: no experiment is called 'loar'\n  fix: did you mean 'lora'?\n"
+    assert harness("show", "lora", "train.learing_rate=1", "train.epochs=abc") == 2
+    assert "did you mean `learning_rate`" in harness.err
+    assert "train.epochs" in harness.err
+    assert harness.out == ""
+
+
+def test_usage(harness: Command) -> None:
+    assert harness("frob") == 2
+    assert "No such command 'frob'" in harness.err
+    assert harness("show") == 2
+    assert harness("--help") == 0
+    assert all(command in harness.out for command in ("list", "show", "keygen", "verify", "baselines"))
+
+
+def test_ctrl_c_ends_with_130(harness: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(spec, "names", interrupt)
+    assert harness("list") == 130
+
+
+# keygen
+
+
+def test_keygen_makes_the_key_that_signs_and_never_overwrites_it(harness: Command) -> None:
+    assert harness("keygen") == 0
+    made = load_key()
+    assert made
+    assert harness.out.startswith(f"key {made.keyid} in {keys.key_file()}\nRuns are signed with it from now on.\n")
+    assert made.text not in harness.out
+    assert harness("keygen") == 2
+    assert "there is a signing key already" in harness.err
+    assert "harness keygen --rotate" in harness.err
+    assert [key.keyid for key in load_keyring()] == [made.keyid]
+
+
+def test_keygen_rotates(harness: Command) -> None:
+    old = keygen()
+    assert harness("keygen", "--rotate") == 0
+    new = load_key()
+    assert new
+    assert new.keyid in harness.out
+    assert {key.keyid for key in load_keyring()} == {old.keyid, new.keyid}
+    assert new.keyid != old.keyid
+
+
+def test_keygen_says_what_it_takes_to_sign_with_a_key_elsewhere(
+    harness: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "my keys" / "one"
+    assert harness("keygen", str(place)) == 0
+    assert f"export HARNESS_SIGNING_KEY_FILE='{place}'" in harness.out
+    assert load_key() is None
+    monkeypatch.setenv("HARNESS_SIGNING_KEY", Key(b"k" * 32).text)
+    assert harness("keygen") == 0
+    assert "still signed with the key in HARNESS_SIGNING_KEY" in harness.out
+
+
+def test_keygen_where_nothing_can_be_written(harness: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert harness("keygen", str(tmp_path / "file" / "key")) == 5
+    assert "cannot write the signing key" in harness.err
+
+
+# verify
+
+
+def test_verify_passes_its_exit_code_on(harness: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = keygen()
+    signed, unsigned = finished_run(tmp_path, "signed", key), finished_run(tmp_path, "unsigned", None)
+    here = ("--output", str(tmp_path))
+    assert harness("verify", str(signed), *here) == 0
+    assert harness.out.endswith("\nverified: nothing was edited since it was signed\n")
+    assert f"ok  end.envelope.json: signed with key {key.keyid}\n" in harness.out
+    assert harness("verify", str(unsigned), *here) == 3
+    assert "??  end.envelope.json: not signed" in harness.out
+    assert harness("verify", "signed", *here) == 5
+    assert "??  scores in MLflow: MLflow does not know this run" in harness.out
+    assert harness("verify", "singed", *here) == 2
+    assert harness.err == f"error: {tmp_path / 'runs'}: no run is called 'singed'\n  fix: did you mean 'signed'?\n"
+    (signed / "spec.yaml").write_text("rank: 9\n")
+    assert harness("verify", str(signed), *here) == 1
+    assert "NO  spec.yaml: changed: sha256 " in harness.out
+    assert harness.out.splitlines()[-1].startswith("TAMPERED")
+
+
+def test_verify_compares_with_mlflow(harness: Command, tmp_path: Path) -> None:
+    finished_run(tmp_path, "lora-s0", keygen())
+    tracker = start(Tracking(), tmp_path, "lora", "lora-s0", tags={"folder": str(tmp_path / "runs/lora-s0")})
+    tracker.metrics({"test/f1_macro": 0.75}, 3)
+    tracker.finish()
+    assert harness("verify", "lora-s0", "--output", str(tmp_path)) == 1
+    assert "NO  test/f1_macro: changed in MLflow: signed 0.5, found 0.75\n" in harness.out
+    assert "\nTAMPERED" in harness.out
+
+
+def test_verify_for_programs(harness: Command, tmp_path: Path) -> None:
+    folder = finished_run(tmp_path, "signed", keygen())
+    assert harness("verify", str(folder), "--output", str(tmp_path), "--json") == 0
+    answer = json.loads(harness.out)
+    assert answer["exit_code"] == 0
+    assert {(check["name"], check["ok"]) for check in answer["checks"]} >= {("chain", True), ("run", True)}
+
+
+def test_verify_refuses_a_key_that_others_can_read(harness: Command, tmp_path: Path) -> None:
+    folder = finished_run(tmp_path, "signed", keygen())
+    keys.key_file().chmod(0o644)
+    assert harness("verify", str(folder), "--output", str(tmp_path)) == 2
+    assert "fix: chmod 600" in harness.err
