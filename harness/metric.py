@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from harness.settings import Settings
 
+History = dict[str, list[tuple[int, float]]]
+"""Metric name -> (step, value) in order."""
+
 
 @dataclass(frozen=True)
 class Predictions:

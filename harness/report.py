@@ -7,7 +7,7 @@ from typing import Any
 
 from harness import figures, storage
 from harness.assembly import Assembled, Loaded
-from harness.selection import History
+from harness.metric import History
 from harness.spec import Spec
 
 _CURVES = ("train/loss", "validation/nll", "validation/f1_macro", "validation/accuracy", "train/learning_rate")
@@ -98,8 +98,10 @@ def model_card(
         "\n\n".join(
             [
                 f"# {name}",
+                f"**test macro-F1 {scores['test/f1_macro']:.3f}, accuracy {scores['test/accuracy']:.3f}**, training "
+                f"{assembled.count.trainable:,} parameters ({assembled.count.share:.2%} of full fine-tuning)",
                 spec.story.strip() or f"Experiment `{spec.name}`.",
-                f"Pretrained model `{spec.model.name}`, data `{spec.data.name}`, seed in the name. {signed}",
+                f"Pretrained model `{spec.model.name}`, data `{spec.data.name}`. {signed}",
                 "## Scores on the test split",
                 markdown_table(["", "macro-F1", "accuracy"], ladder),
                 "The checkpoint was chosen on the validation split; the test split was read once, at the end.",

@@ -14,16 +14,13 @@ from harness import checkpoint, evaluate, train
 from harness.assembly import Assembled
 from harness.console import Terminal
 from harness.errors import TrainingError
-from harness.metric import Metric
+from harness.metric import History, Metric
 from harness.spec import Spec
 from harness.task import Task
 from harness.tracker import Tracker
 
 PENDING_STEPS = 50
 """Values of so many steps wait on the device before they are read together."""
-
-History = dict[str, list[tuple[int, float]]]
-"""Metric name -> (step, value) in order."""
 
 
 @dataclass
