@@ -86,6 +86,8 @@ _STEMS = {
     "editorials": "nytEditorialSnippets",
     "tweets": "tweets",
 }
+PREFIX = "builtin:"
+"""Stands before the name of a built-in wherever a file or an id of the Hub may be named too."""
 MODELS = ("minilm",)
 RATINGS = tuple(_STEMS)
 

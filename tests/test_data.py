@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import subprocess
 import sys
-import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -18,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from harness.data import SPLITS, Data, Splits, describe, load
+from harness.data import Data, Splits, describe, load
 from harness.errors import DataError, StorageError
+from harness.splitting import SPLITS
 
 Row = dict[str, Any]
 
@@ -249,6 +246,10 @@ def test_names_that_do_not_exist(tmp_path: Path) -> None:
         load(data("no such thing"))
     with pytest.raises(DataError, match=r"data.name: no file has such a name\n.*too long"):
         load(data("a" * 300))
+    with pytest.raises(DataError, match=r"data.name: no file has such a name\n.*home"):
+        load(data("~nobody-of-this-name/reviews.csv"))
+    with pytest.raises(DataError, match=r"some/deep/folder does not exist\n.*there is no folder"):
+        load(data("some/deep/folder"))
     (tmp_path / "folder.csv").mkdir()
     write(tmp_path / "folder.csv" / "train.csv", rows_of(40))
     assert load(data(tmp_path / "folder.csv")).report["rows"] == 40
@@ -394,92 +395,6 @@ def test_settings_are_judged_before_anything_is_read(fields: dict[str, Any], mes
 # ------------------------------------------------------------------------------------------------------------------ Hub
 
 
-@pytest.fixture
-def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library may ask a network, as it may outside of the tests."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-
-
-def test_the_hub_does_not_answer(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    for address in ("http://127.0.0.1:9", "http://hub.invalid", "no address"):
-        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", address)
-        start = time.monotonic()
-        with pytest.raises(DataError, match=rf"the Hub cannot be reached\n.*why: {address}/.*\n.*HF_HUB_OFFLINE=1"):
-            load(data("stanfordnlp/imdb"))
-        assert time.monotonic() - start < 10
-
-
-def test_a_name_server_that_does_not_answer(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
-    released = Event()
-
-    def wait(*arguments: Any, **options: Any) -> None:
-        released.wait(timeout=30)
-        raise socket.gaierror("too late")
-
-    monkeypatch.setattr("harness.data._PROBE_SECONDS", 0.2)
-    monkeypatch.setattr(socket, "getaddrinfo", wait)
-    with pytest.raises(DataError, match=r"cannot be reached\n.*no answer from the name server"):
-        load(data("stanfordnlp/imdb"))
-    released.set()
-
-
-class _Hub(BaseHTTPRequestHandler):
-    """Stands in for the Hub: the name of the data set says what is wrong with it."""
-
-    def do_GET(self) -> None:
-        errors = {"missing": (404, "RepoNotFound"), "guarded": (403, "GatedRepo"), "broken": (503, "")}
-        status, code = next((errors[word] for word in errors if word in self.path), (404, ""))
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_GET
-
-    def log_message(self, *arguments: Any) -> None:
-        """Say nothing."""
-
-
-def _errors_of(names: list[str], **environment: str) -> list[str]:
-    """What `load` says to these names in a process of its own: the libraries read the environment when imported."""
-    code = """
-import sys
-from harness.data import Data, DataError, load
-for name in sys.argv[1:]:
-    try:
-        load(Data(name=name, text="text", label="label"))
-    except DataError as error:
-        print(error, end="\\0")
-"""
-    command = [sys.executable, "-c", code, *names]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split("\0")[:-1]
-
-
-def test_the_hub_lacks_guards_or_is_broken(tmp_path: Path) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        names = ["some/missing", "some/guarded", "some/broken"]
-        missing, guarded, broken = _errors_of(names, HF_ENDPOINT=address, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="0")
-        server.shutdown()
-    assert "'some/missing' is not on the Hub, or is private" in missing and "hf auth login" in missing
-    assert "'some/guarded' is gated" in guarded and "accept its terms" in guarded
-    assert "the Hub cannot be reached" in broken and "answers 503" in broken
-
-
-def test_offline_and_not_in_the_cache(tmp_path: Path) -> None:
-    (error,) = _errors_of(["some/thing"], HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
-    assert "'some/thing' is not in the cache and HF_HUB_OFFLINE is set" in error
-
-
 def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows as the library returns them: numbered classes, no label as -1, columns of no interest."""
     import datasets
@@ -505,6 +420,7 @@ def test_a_data_set_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         return loaded
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)  # no network is asked for
     splits = load(data("some/thing", subset="small", revision="abc"))
     assert asked == [(("some/thing", "small"), {"revision": "abc"})]
     assert splits.source == "some/thing[small]@abc"

@@ -82,7 +82,7 @@ class SequenceClassification(Task):
 
         with hub.explained("model", checkpoint), _quiet_loading():
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                hub.resolve(checkpoint),
+                hub.resolve(checkpoint, revision),
                 revision=revision,
                 num_labels=len(self._labels),
                 id2label=dict(enumerate(self._labels)),
@@ -174,7 +174,7 @@ def _load_tokenizer(checkpoint: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
     with hub.explained("tokenizer", checkpoint), _quiet_loading():
-        return AutoTokenizer.from_pretrained(hub.resolve(checkpoint), revision=revision)
+        return AutoTokenizer.from_pretrained(hub.resolve(checkpoint, revision), revision=revision)
 
 
 @contextmanager
