@@ -16,7 +16,8 @@ class Terminal:
 
     def __init__(self, speaks: bool = True) -> None:
         self.speaks = speaks
-        self.console = Console(quiet=not speaks, highlight=False, soft_wrap=True)
+        width = None if sys.stdout.isatty() else 140  # a log file has room
+        self.console = Console(quiet=not speaks, highlight=False, soft_wrap=True, width=width)
 
     def say(self, text: str = "") -> None:
         """One line, as it is."""

@@ -29,7 +29,7 @@ def summarise(
     rows = [[name, *(f"{one[key]:.4g}" for key in shown)] for name, one in zip(names, scores, strict=True)]
     rows.append([f"mean ± sd, n = {len(scores)}", *(f"{values[key]:.4g} ± {values[f'{key}_sd']:.2g}" for key in shown)])
     terminal.say()
-    terminal.table(["replicates", *shown], rows)
+    terminal.table(["replicates", *(key.split("/")[1] for key in shown)], rows)
     storage.write_text(folder / "replicates.md", markdown_table(["run", *shown], rows) + "\n")
     storage.write_json(folder / "replicates.json", dict(zip(names, scores, strict=True)))
     parent.metrics(values)

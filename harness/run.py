@@ -140,7 +140,7 @@ def _run_seed(session: _Session, assembled: Assembled, seed: int, parent: str | 
         _record_inputs(session, assembled, seed, tracker)
 
         metrics: dict[str, Metric] = {n: registry.build("metric", n, s) for n, s in spec.metrics.items()}
-        selected = Selection(spec, loaded.task, assembled, metrics, accelerator, tracker, terminal).train(seed)
+        selected = Selection(spec, loaded.task, assembled, metrics, accelerator, tracker, terminal).select(seed)
         if accelerator.is_main_process:  # what is judged is what was written
             checkpoint.save(selected.state, folder / "weights")
             selected.state = checkpoint.load(folder / "weights")

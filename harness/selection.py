@@ -51,7 +51,7 @@ class Selection:
         self.per_epoch = task.num_batches(spec.train.batch_size)
         self.total = spec.train.total_steps(self.per_epoch)
 
-    def train(self, seed: int) -> Selected:
+    def select(self, seed: int) -> Selected:
         """Take steps until the end or until nothing got better for the patience; `seed` orders the examples.
 
         Raises:

@@ -63,7 +63,7 @@ def test_training_starts_at_the_pretrained_model(names: list[str]) -> None:
 
 @pytest.mark.parametrize("names", PAIRS, ids="+".join)
 def test_only_declared_parameters_and_the_head_train(names: list[str]) -> None:
-    model, methods = edited(names)
+    model, _ = edited(names)
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     assert {name for name, _ in classifier().named_parameters()} - ToyTask().head(model) <= {
         name.replace(".base.", ".") for name in frozen

@@ -41,7 +41,7 @@ DOORS = {
     "hydra": {"spec"},
     "omegaconf": {"spec"},
     "yaml": {"yaml_source", "run"},
-    "accelerate": {"gradients", "train", "evaluate", "run", "fingerprint"},
+    "accelerate": {"gradients", "train", "evaluate", "selection", "run", "fingerprint"},
     "transformers": {"tasks", "optim", "baselines"},
     "peft": {"methods"},
     "datasets": {"sources"},

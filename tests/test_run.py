@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.command import SMOKE, main
+from harness.optim import build_schedule
 
 ROWS = [("good", "positive"), ("bad", "negative"), ("fine thing", "positive"), ("awful thing", "negative")]
 QUICK = [*SMOKE, "latency.measure=false", "metrics={f1: {}, accuracy: {}}"]
@@ -43,7 +44,7 @@ def unknown_label(folder: Path) -> list[str]:
 
 
 BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
-    "missing column": (lambda d: [*own(csv_of(d, many(["a", "b"]))), "data.text=revew"], "data.text: no column is called 'revew'"),
+    "missing column": (lambda d: [*own(csv_of(d, many(["a", "b"]))), "data.text=revew"], "no column is called 'revew'"),
     "one class": (lambda d: own(csv_of(d, many(["a"]))), "label"),
     "empty": (lambda d: own(csv_of(d, [])), "reviews.csv"),
     "not UTF-8": (not_utf8, "data.encoding=latin-1"),
@@ -144,14 +145,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_failed(
 def test_a_run_that_is_stopped_is_recorded_as_killed(
     number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness import train
-
-    step = train.build_schedule
-
     def stop_soon(*arguments: object) -> object:
         os.kill(os.getpid(), number)
-        return step(*arguments)  # type: ignore[arg-type]
+        return build_schedule(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(train, "build_schedule", stop_soon)
+    monkeypatch.setattr("harness.train.build_schedule", stop_soon)
     assert main(["exp=lora", *QUICK, f"output={tmp_path}"]) == code
     assert run_status(tmp_path) == "KILLED"

@@ -48,7 +48,7 @@ def test_the_order_of_methods_is_that_of_the_spec() -> None:
 
 
 MISTAKES = [
-    (["train.learing_rate=1"], r"train\.learing_rate=1: train\.learing_rate: unknown key; did you mean `learning_rate`"),
+    (["train.learing_rate=1"], r"^train\.learing_rate=1: train\.learing_rate: unknown key; .*`learning_rate`"),
     (["methods.lora.rnk=3"], r"methods\.lora\.rnk: unknown key; did you mean `rank`"),
     (["methods.lra.rank=3"], r"methods\.lra\.rank=3: methods\.lra: no method is called so; did you mean 'lora'"),
     (["metrics.f2={}"], r"metrics\.f2: no metric is called so; did you mean 'f1'|known: accuracy"),
@@ -64,7 +64,7 @@ MISTAKES = [
     (["precision=fp8"], r"precision: Input should be 'auto', 'no', 'bf16' or 'fp16', found 'fp8'"),
     (["seeds=[1,1]"], r"seeds: seeds are distinct"),
     (["seeds=[]"], r"seeds: List should have at least 1 item"),
-    (["early_stopping.metric=validation/f1_marco"], r"early_stopping\.metric: .* is never produced; did you mean 'validation/f1_macro'"),
+    (["early_stopping.metric=validation/f1_marco"], r"early_stopping\.metric: .* is never produced; .*f1_macro'"),
     (["train.max_steps=5", "train.warmup_steps=5"], r"train\.warmup_steps: the warm-up lasts longer than"),
     (["~train.epochs"], r"train\.epochs: missing"),
     (["model=3"], r"model: Input should be a valid dictionary"),

@@ -37,7 +37,7 @@ def steps(model: nn.Module, methods: list[Method] | None = None, **changes: Any)
 
 
 def by_hand(model: nn.Module, total: int = 6) -> tuple[list[float], list[float]]:
-    """The textbook loop: whole batches, torch's mean loss, torch's clipping, AdamW, a linear schedule by its formula."""
+    """The textbook loop: whole batches, torch's mean loss and clipping, AdamW, a linear schedule by its formula."""
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
@@ -51,7 +51,7 @@ def by_hand(model: nn.Module, total: int = 6) -> tuple[list[float], list[float]]
         loss = nn.functional.cross_entropy(model(**batch.per_token).logits, batch.per_example["labels"])
         loss.backward()
         nn.utils.clip_grad_norm_(list(model.parameters()), 0.5)
-        rates.append(schedule.get_last_lr()[0])
+        rates.append(float(schedule.get_last_lr()[0]))
         optimizer.step()
         schedule.step()
         losses.append(float(loss.detach()))
@@ -143,12 +143,9 @@ def test_schedules(schedule: str) -> None:
         rates.append(built.get_last_lr()[0])
         optimizer.step()
         built.step()
-    after = {
-        "linear": lambda s: (12 - s) / 8,
-        "cosine": lambda s: 0.5 * (1 + math.cos(math.pi * (s - 4) / 8)),
-        "constant": lambda s: 1.0,
-    }[schedule]
-    assert rates == pytest.approx([s / 4 for s in range(4)] + [after(s) for s in range(4, 12)])
+    left = [(12 - s) / 8 for s in range(4, 12)]
+    after = {"linear": left, "cosine": [0.5 - 0.5 * math.cos(math.pi * x) for x in left], "constant": [1.0] * 8}
+    assert rates == pytest.approx([0, 0.25, 0.5, 0.75, *after[schedule]])
 
 
 def test_weight_decay_spares_biases_and_normalisation() -> None:

@@ -131,7 +131,7 @@ class TokenTagger(nn.Module):
 
     def __init__(self, labels: int = 3) -> None:
         super().__init__()
-        self.encoder = classifier().bert  # type: ignore[union-attr]
+        self.encoder = classifier().get_submodule("bert")
         self.tagger = nn.Linear(16, labels).double()
 
     def forward(self, **inputs: Tensor) -> Tensor:
