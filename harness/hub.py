@@ -23,7 +23,9 @@ from harness.errors import HarnessError, ModelError, UserError
 
 PROBE_SECONDS = 6.0
 _LOCAL = "or name a copy on this machine"
-_NO_TEXT_MODEL = "see that it holds a text model: config.json, model.safetensors and tokenizer files"
+_NO_TEXT_MODEL = (
+    "see that it holds a text model (config.json, model.safetensors, tokenizer files) without code of its own"
+)
 
 
 def resolve(name: str, revision: str | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 
 from harness import hub, losses
 from harness.batch import Batch, cut
-from harness.data import Split, Splits
-from harness.errors import ModelError
+from harness.data import Example, Split, Splits
+from harness.errors import DataError, ModelError
 from harness.metric import Predictions
 from harness.task import Task
+
+_WHERE = "task.sequence_classification"
 
 
 class SequenceClassification(Task):
@@ -41,7 +44,12 @@ class SequenceClassification(Task):
     _new_parameters: set[str] = PrivateAttr(default_factory=set)
 
     def load_data(self, splits: Splits, checkpoint: str, revision: str | None) -> dict[str, Any]:
-        """Tokenise all splits; returns the tokens and truncated rows of each. Raises ModelError: no pad token."""
+        """Tokenise all splits; returns the tokens, longest and truncated rows of each.
+
+        Raises:
+            ModelError: the tokenizer cannot be loaded, or has no pad token.
+            DataError: a text without any token.
+        """
         self._tokenizer = _load_tokenizer(checkpoint, revision)
         if self._tokenizer.pad_token is None:
             self._choose_pad_token(checkpoint)
@@ -54,30 +62,38 @@ class SequenceClassification(Task):
         return report
 
     def _choose_pad_token(self, checkpoint: str) -> None:
-        if self.pad_token not in self._tokenizer.get_vocab():
-            raise ModelError(
-                f"the tokenizer of {checkpoint} has no pad token"
-                + (f", and no token {self.pad_token!r} to take its place" if self.pad_token else ""),
-                where="task.sequence_classification.pad_token",
-                fix=f"name an existing token to pad with, such as {self._tokenizer.eos_token or '<unk>'!r}",
-            )
+        if self.pad_token not in (known := self._tokenizer.get_vocab()):
+            usual = (self._tokenizer.eos_token, self._tokenizer.unk_token, *known)
+            what = f"the tokenizer of '{checkpoint}' has no pad token"
+            what += f", and no token {self.pad_token!r} to take its place" if self.pad_token else ""
+            fix = f"name an existing token to pad with, such as {next(token for token in usual if token)}"
+            raise ModelError(what, where=f"{_WHERE}.pad_token", fix=fix)
         self._tokenizer.pad_token = self.pad_token
 
     def _encode(self, name: str, split: Split) -> dict[str, Any]:
-        texts = [example.text for example in split.examples]
-        pairs = [example.pair or "" for example in split.examples] if split.examples[0].pair is not None else None
-        columns = self._tokenizer(texts, pairs, truncation=True, max_length=self.max_length, verbose=False)
+        columns = self._tokens(split.examples, truncation=True, max_length=self.max_length)
         self._encoded[name] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         lengths = [len(row["input_ids"]) for row in self._encoded[name]]
-        full = [i for i, length in enumerate(lengths) if length >= self.max_length]
-        whole = (
-            self._tokenizer([texts[i] for i in full], pairs and [pairs[i] for i in full], verbose=False) if full else {}
-        )
-        truncated = sum(len(ids) > self.max_length for ids in whole.get("input_ids", []))
+        if 0 in lengths:
+            what = f"row {split.examples[lengths.index(0)].id} of {name} has no tokens"
+            raise DataError(what, where="data.text", fix="leave it out, or take a checkpoint whose tokenizer reads it")
+        full = [split.examples[i] for i, length in enumerate(lengths) if length >= self.max_length]
+        whole = self._tokens(full)["input_ids"] if full else []
+        truncated = sum(len(ids) > self.max_length for ids in whole)
         return {"tokens": sum(lengths), "longest": max(lengths), "truncated": truncated}
 
+    def _tokens(self, examples: list[Example], **options: Any) -> Any:
+        """Columns by name, a list of token values per example; unpadded, because batches are padded on their own."""
+        texts = [example.text for example in examples]
+        pairs = None if examples[0].pair is None else [example.pair for example in examples]
+        return self._tokenizer(texts, pairs, return_attention_mask=True, verbose=False, **options)
+
     def load_model(self, checkpoint: str, revision: str | None) -> nn.Module:
-        """Pretrained weights in float32 with a new head for this task's labels. Raises ModelError."""
+        """Pretrained weights in float32 with a new head for this task's labels.
+
+        Raises:
+            ModelError: it cannot be loaded, its weights are not those of its config, or it reads shorter texts only.
+        """
         from transformers import AutoModelForSequenceClassification
 
         with hub.explained("model", checkpoint), _quiet_loading():
@@ -90,19 +106,35 @@ class SequenceClassification(Task):
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                trust_remote_code=False,
             )
-        self._new_parameters = {str(name) for name in info["missing_keys"]} | {
-            str(entry[0]) for entry in info["mismatched_keys"]
-        }
+        misfits = {str(entry[0]) for entry in info["mismatched_keys"]}
+        self._new_parameters = misfits | {str(name) for name in info["missing_keys"]}
+        self._check_model(model, misfits, checkpoint)
         model.config.pad_token_id = self._tokenizer.pad_token_id
+        known = inspect.signature(model.forward).parameters
+        for rows in self._encoded.values():
+            rows[:] = [{name: values for name, values in row.items() if name in known} for row in rows]
         loaded: nn.Module = model
         return loaded
 
+    def _check_model(self, model: Any, misfits: set[str], checkpoint: str) -> None:
+        base = {name for name, _ in model.named_parameters() if name.startswith(f"{model.base_model_prefix}.")}
+        if base & misfits or (base and base <= self._new_parameters):
+            why = f"in its config, not in its weights: {', '.join(sorted(base & (misfits or base))[:3])}, ..."
+            fix = "give the config.json that belongs to the weights"
+            raise ModelError(f"the weights of '{checkpoint}' do not fit", where="model.name", why=why, fix=fix)
+        longest = max(len(row["input_ids"]) for rows in self._encoded.values() for row in rows)
+        positions = getattr(model.config, "max_position_embeddings", None) or -1  # -1: any number, as in XLNet
+        limit = min(positions if positions > 0 else longest, self._tokenizer.model_max_length)
+        if longest > limit:
+            what, where = f"a text has {longest} tokens, '{checkpoint}' reads {limit}", f"{_WHERE}.max_length"
+            raise ModelError(what, where=where, fix=f"set it to {limit}; longer texts are truncated and counted")
+
     def head(self, model: nn.Module) -> set[str]:
         """Everything outside the pretrained base, and whatever the checkpoint had no values for."""
-        prefix = f"{model.base_model_prefix}."
-        outside = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
-        return outside | {name for name, _ in model.named_parameters() if name in self._new_parameters}
+        names = {name for name, _ in model.named_parameters()}
+        return {n for n in names if n in self._new_parameters or not n.startswith(f"{model.base_model_prefix}.")}
 
     def num_rows(self, split: str) -> int:
         """Rows of a split."""
@@ -121,9 +153,9 @@ class SequenceClassification(Task):
     def _batch(self, split: str, rows: list[int]) -> Batch:
         encoded = [self._encoded[split][row] for row in rows]
         lengths = torch.tensor([len(row["input_ids"]) for row in encoded])
-        fill = {"input_ids": self._tokenizer.pad_token_id}
+        fill = {"input_ids": self._tokenizer.pad_token_id, "token_type_ids": self._tokenizer.pad_token_type_id}
         per_token = {
-            name: torch.nn.utils.rnn.pad_sequence(
+            name: nn.utils.rnn.pad_sequence(
                 [torch.tensor(row[name]) for row in encoded], batch_first=True, padding_value=fill.get(name, 0)
             )
             for name in encoded[0]
@@ -160,8 +192,12 @@ class SequenceClassification(Task):
         )
 
     def example(self, batch_size: int, length: int) -> dict[str, Tensor]:
-        """Token ids drawn from the vocabulary, without padding. [batch_size, length]"""
-        ids = torch.randint(len(self._tokenizer), (batch_size, length), generator=torch.Generator().manual_seed(0))
+        """Ordinary tokens of the training texts at random, framed as texts are, unpadded. [batch_size, length]"""
+        frame = self._encoded["train"][0]["input_ids"]
+        seen = {token for row in self._encoded["train"][:1000] for token in row["input_ids"]}
+        words = torch.tensor(sorted(seen - set(self._tokenizer.all_special_ids)) or [frame[0]])
+        ids = words[torch.randint(len(words), (batch_size, length), generator=torch.Generator().manual_seed(0))]
+        ids[:, 0], ids[:, -1] = frame[0], frame[-1]
         filled = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return {name: filled.get(name, torch.zeros_like(ids)) for name in self._encoded["train"][0]}
 
@@ -174,7 +210,8 @@ def _load_tokenizer(checkpoint: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
     with hub.explained("tokenizer", checkpoint), _quiet_loading():
-        return AutoTokenizer.from_pretrained(hub.resolve(checkpoint, revision), revision=revision)
+        folder = hub.resolve(checkpoint, revision)
+        return AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
 
 
 @contextmanager
