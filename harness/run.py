@@ -78,9 +78,12 @@ def run(spec: Spec) -> list[Result]:
         TrainingError, StorageError, Interrupted: after the tracker was told how the run ended.
     """
     session = _prepare(spec)
-    first = assembly.assemble(spec, session.loaded, spec.seeds[0])  # a mistake shows before anything is recorded
-    is_one = len(spec.seeds) == 1
-    results = [_run_seed(session, first, spec.seeds[0])] if is_one else _run_replicates(session, first)
+    assembled: Assembled | None = assembly.assemble(spec, session.loaded, spec.seeds[0])  # mistakes show here
+    if len(spec.seeds) == 1:
+        results = [_run_seed(session, spec.seeds[0], assembled)]
+    else:
+        assembled = None  # every replicate makes its own: two models are never held at once
+        results = _run_replicates(session)
     session.terminal.say(f"\nSee all runs:  {tracking.ui_command(spec.tracking.uri, session.output)}")
     return results
 
@@ -104,7 +107,7 @@ def _prepare(spec: Spec) -> _Session:
     return _Session(spec, loaded, accelerator, key, output, terminal)
 
 
-def _run_replicates(session: _Session, first: Assembled) -> list[Result]:
+def _run_replicates(session: _Session) -> list[Result]:
     """Every seed as a child run; the parent holds means and spreads."""
     spec, terminal = session.spec, session.terminal
     group = f"{spec.name}-x{len(spec.seeds)}-{os.urandom(2).hex()}"
@@ -113,19 +116,19 @@ def _run_replicates(session: _Session, first: Assembled) -> list[Result]:
     with _ending(parent):
         parent.params({**spec.flat(), **device.describe()})
         parent_id = parent.wait_open(60)
-        for number, seed in enumerate(spec.seeds):
-            assembled = assembly.assemble(spec, session.loaded, seed) if number else first
-            results.append(_run_seed(session, assembled, seed, parent_id))
+        for seed in spec.seeds:
+            results.append(_run_seed(session, seed, None, parent_id))
         if session.accelerator.is_main_process:
             folder = session.output / "runs" / group
             replicates.summarise([r.scores for r in results], [r.name for r in results], folder, parent, terminal)
     return results
 
 
-def _run_seed(session: _Session, assembled: Assembled, seed: int, parent: str | None = None) -> Result:
-    """One run, from the pretrained model to the sealed folder."""
+def _run_seed(session: _Session, seed: int, assembled: Assembled | None, parent: str | None = None) -> Result:
+    """One run, from the pretrained model to the sealed folder; assembles the model unless one is given."""
     spec, loaded, accelerator, terminal = session.spec, session.loaded, session.accelerator, session.terminal
     started = time.monotonic()
+    assembled = assembled or assembly.assemble(spec, loaded, seed)
     name = storage.safe_name(f"{spec.name}-s{seed}-{os.urandom(2).hex()}")
     folder = session.output / "runs" / name
     terminal.title(f"\n{name}")

@@ -177,7 +177,7 @@ def test_verify_names_what_was_edited(finished: Run) -> None:
             database.execute(f"update {table} set value = 0.99 where key = 'test/f1_macro'")
     edited = harness(finished.tmp, *verify, run_id, HARNESS_SIGNING_KEY=KEY)
     assert edited.returncode == 1
-    assert re.search(r"test/f1_macro: changed: signed .*found 0\.99", edited.stdout)
+    assert re.search(r"test/f1_macro: changed in MLflow: signed .*found 0\.99", edited.stdout)
     for table in ("metrics", "latest_metrics"):
         with sqlite3.connect(finished.database) as database:
             database.execute(f"update {table} set value = ? where key = 'test/f1_macro'", (before,))

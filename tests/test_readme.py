@@ -1,0 +1,62 @@
+"""The README cannot rot: its tree is the disk's, and its commands are accepted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+
+from harness import spec
+from harness.cli import app
+from harness.storage import PROJECT
+
+TEXT = (PROJECT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_tree_names_every_module_once() -> None:
+    tree = TEXT[TEXT.index("\nharness/  ") : TEXT.index("```", TEXT.index("\nharness/  "))]
+    named = re.findall(r"[a-z_0-9]+\.py", tree)
+    on_disk = [path.name for path in (PROJECT / "harness").rglob("*.py") if path.name != "__init__.py"]
+    assert sorted(named) == sorted(on_disk)
+
+
+def test_the_tree_stands_in_the_order_of_the_layers() -> None:
+    from tests.test_layers import LAYER
+
+    tree = TEXT[TEXT.index("\nharness/  ") : TEXT.index("```", TEXT.index("\nharness/  "))]
+    rooms = re.findall(r"^  ([a-z_]+)(?:\.py|/)", tree, flags=re.MULTILINE)
+    assert [LAYER[room] for room in rooms] == sorted(LAYER[room] for room in rooms)
+
+
+LAUNCHES = re.findall(r"^(?:accelerate launch|python) launch\.py (exp=.+?)(?:  .*)?$", TEXT, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", LAUNCHES)
+def test_launch_commands_are_accepted(line: str) -> None:
+    words = [word for word in shlex.split(line) if not word.startswith("--")]
+    if "learing_rate" in line:
+        pytest.raises(spec.SpecError, spec.load, words[0].removeprefix("exp="), words[1:])
+    else:
+        spec.load(words[0].removeprefix("exp="), words[1:])
+
+
+def test_there_are_such_commands() -> None:
+    assert len(LAUNCHES) >= 8
+
+
+def test_console_commands_exist() -> None:
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert set(re.findall(r"^harness ([a-z]+)", TEXT, flags=re.MULTILINE)) == known
+
+
+def test_make_targets_exist() -> None:
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`?make ([a-z]+)", TEXT):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_every_experiment_is_in_the_table_with_its_score() -> None:
+    for name in spec.names():
+        row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{name}`"))
+        assert "±" in row
