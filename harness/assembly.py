@@ -9,7 +9,7 @@ from torch import nn
 
 from harness import data, digests, hub, registry, seeding, surgery
 from harness.data import Splits
-from harness.errors import SpecError
+from harness.errors import ModelError, SpecError
 from harness.method import Method
 from harness.spec import Spec
 from harness.task import Task
@@ -50,13 +50,17 @@ def load(spec: Spec) -> Loaded:
     task: Task = registry.build("task", name, settings)
     splits = data.load(spec.data)
     tokens = task.load_data(splits, spec.model.name, spec.model.revision)
+    total = spec.train.total_steps(task.num_batches(spec.train.batch_size))
+    if spec.train.num_warmup_steps(total) >= total:
+        what = f"the warm-up lasts {spec.train.warmup_steps:g} steps, the whole run {total}: its rate is never reached"
+        raise SpecError(what, where="train.warmup_steps", fix="shorten it, or give a share below 1")
     return Loaded(splits, task, tokens, _identify(spec))
 
 
 def _identify(spec: Spec) -> dict[str, str]:
     known = {"id": spec.model.name, "revision": spec.model.revision or ""}
     weights = hub.weights_file(spec.model.name)
-    return {**known, "sha256": digests.file_digest(weights)} if weights else known
+    return {**known, "sha256": digests.file_digest(weights.resolve())} if weights else known
 
 
 def assemble(spec: Spec, loaded: Loaded, seed: int) -> Assembled:
@@ -73,6 +77,9 @@ def assemble(spec: Spec, loaded: Loaded, seed: int) -> Assembled:
     methods: dict[str, Method] = {name: registry.build("method", name, s) for name, s in spec.methods.items()}
     for method in methods.values():
         model = method.edit_model(model)
+    if gone := sorted(head - {name for name, _ in model.named_parameters()}):
+        what = f"a method replaced '{gone[0]}', which belongs to the new head and has to train whole"
+        raise ModelError(what, where="methods", fix="name only layers of the pretrained part as targets")
     own = {name: names for name, m in methods.items() if (names := m.trainable(model)) is not None}
     if own:
         surgery.freeze_except(model, head.union(*own.values()))

@@ -104,7 +104,7 @@ def baselines(
     chosen = spec.load(name, overrides or [])
     splits = data.load(chosen.data)
     print(data.describe(splits), end="\n\n")
-    rows = module.measure(splits, chosen.data, chosen.model.name)
+    rows = module.measure(splits, chosen.data, chosen.model.name, chosen.model.revision)
     cells = [[row["name"], f"{row['f1_macro']:.3f}", f"{row['accuracy']:.3f}"] for row in rows]
     print(report.markdown_table(["on the test split", "macro-F1", "accuracy"], cells))
 

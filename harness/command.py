@@ -35,7 +35,7 @@ FLAGS = ("--plan", "--json", "--smoke", "--debug", "--help")
 SMOKE = [
     "train.max_steps=2", "train.warmup_steps=0", "train.batch_size=8", "data.limit=24", "data.max_test_overlap=1.0",
     "evaluation.baselines=false", "latency.batch_sizes=[1,2]", "latency.lengths=[8,16]", "latency.runs=10",
-    "evaluation.every=1 steps",
+    "evaluation.every=1 steps", "tracking.experiment=smoke",
 ]  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
                 traceback.print_exc()
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; the run is recorded as KILLED", file=sys.stderr)
+        print("interrupted; a run that had begun is recorded as KILLED", file=sys.stderr)
         return 130
 
 

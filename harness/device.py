@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -11,9 +12,9 @@ from harness import threads
 
 def resolve_precision(asked: str, notice: Callable[[str], None] = print) -> str:
     """`auto` is bf16 where the GPU has it, else `no`. A precision the device would ignore is announced and replaced."""
-    on_gpu = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
     if asked == "auto":
-        return "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "no"
+        return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     if asked == "fp16" and not on_gpu:
         notice("NOTE precision=fp16 needs a GPU; this machine has none, training in float32")
         return "no"
@@ -48,6 +49,12 @@ def use_fast_matmul(notice: Callable[[str], None] = print) -> bool:
     torch.set_float32_matmul_precision(before)
     notice("NOTE this CPU would round float32 products to bfloat16 in oneDNN; using the slower exact ones")
     return False
+
+
+def reset_peak_memory() -> None:
+    """Let the peak on the GPU count from here; that of a process on the host cannot be reset."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def peak_memory_gib() -> float:

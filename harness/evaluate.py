@@ -21,9 +21,8 @@ def predict(model: nn.Module, task: Task, split: str, accelerator: Accelerator) 
     """Predictions for a whole split, in order, the same on every process; each process computes a part of the rows."""
     rows, rank, world = task.num_rows(split), accelerator.process_index, accelerator.num_processes
     mine = range(rank * rows // world, (rank + 1) * rows // world)
-    budget = CPU_TOKENS if accelerator.device.type == "cpu" else GPU_TOKENS
     with accelerator.autocast():
-        part = task.predict(model, split, mine, budget)
+        part = task.predict(model, split, mine, token_budget(accelerator))
     if world == 1:
         return part
     parts: list[Predictions] = gather_object([part])
@@ -33,6 +32,11 @@ def predict(model: nn.Module, task: Task, split: str, accelerator: Accelerator) 
         part.label_names,
         [row for p in parts for row in p.rows],
     )
+
+
+def token_budget(accelerator: Accelerator) -> int:
+    """Padded tokens per forward in evaluation."""
+    return CPU_TOKENS if accelerator.device.type == "cpu" else GPU_TOKENS
 
 
 def score(predictions: Predictions, metrics: dict[str, Metric], split: str) -> dict[str, float]:

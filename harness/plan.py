@@ -47,9 +47,9 @@ def memory_estimate(assembled: assembly.Assembled, spec: Spec, precision: str) -
     2022, arXiv 2205.05198, section 4.1), for T = the task's longest text. An estimate: kernels' workspaces come on top.
     """
     config: Any = assembled.model.config
-    width = getattr(config, "hidden_size", None) or config.dim
-    layers = getattr(config, "num_hidden_layers", None) or config.n_layers
-    heads = getattr(config, "num_attention_heads", None) or config.n_heads
+    width = getattr(config, "hidden_size", 0)
+    layers = getattr(config, "num_hidden_layers", 0)
+    heads = getattr(config, "num_attention_heads", 0)
     length = min(spec.train.micro_batch_tokens, getattr(next(iter(spec.task.values())), "max_length", 512))
     per_token = layers * (34 * width + 5 * heads * length) * (1 if precision in ("bf16", "fp16") else 2)
     gib = 1024**3

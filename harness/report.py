@@ -68,10 +68,10 @@ def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join(["| " + " | ".join(columns) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def score_rows(scores: dict[str, float], baselines: list[dict[str, Any]], name: str) -> list[list[str]]:
-    """This run among the baselines of the same test split, best last."""
+def score_rows(own: dict[str, float], baselines: list[dict[str, Any]], name: str) -> list[list[str]]:
+    """This run's f1_macro and accuracy among the baselines of the same test split, best last."""
     ladder = [[b["name"], b["f1_macro"], b["accuracy"]] for b in baselines]
-    ladder.append([f"{name} (this run)", scores["test/f1_macro"], scores["test/accuracy"]])
+    ladder.append([f"{name} (this run)", own["f1_macro"], own["accuracy"]])
     return [
         [str(label), f"{f1:.3f}", f"{accuracy:.3f}"] for label, f1, accuracy in sorted(ladder, key=lambda row: row[1])
     ]
@@ -82,6 +82,7 @@ def model_card(
     loaded: Loaded,
     assembled: Assembled,
     name: str,
+    own: dict[str, float],
     ladder: list[list[str]],
     scores: dict[str, float],
     signed: str,
@@ -98,7 +99,7 @@ def model_card(
         "\n\n".join(
             [
                 f"# {name}",
-                f"**test macro-F1 {scores['test/f1_macro']:.3f}, accuracy {scores['test/accuracy']:.3f}**, training "
+                f"**test macro-F1 {own['f1_macro']:.3f}, accuracy {own['accuracy']:.3f}**, training "
                 f"{assembled.count.trainable:,} parameters ({assembled.count.share:.2%} of full fine-tuning)",
                 spec.story.strip() or f"Experiment `{spec.name}`.",
                 f"Pretrained model `{spec.model.name}`, data `{spec.data.name}`. {signed}",
@@ -113,6 +114,8 @@ def model_card(
                 "## Limits",
                 "One seed says nothing about a method: compare replicates. The scores hold for texts like those above, "
                 f"truncated as the spec says; labels: {', '.join(loaded.splits.labels)}.",
+                "`weights/trained.safetensors` holds everything that was trained; a folder beside it holds one method "
+                "and the head, in the format of that method's users, without the other methods.",
             ]
         )
         + "\n"

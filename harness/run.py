@@ -128,6 +128,7 @@ def _run_seed(session: _Session, seed: int, assembled: Assembled | None, parent:
     """One run, from the pretrained model to the sealed folder; assembles the model unless one is given."""
     spec, loaded, accelerator, terminal = session.spec, session.loaded, session.accelerator, session.terminal
     started = time.monotonic()
+    device.reset_peak_memory()
     assembled = assembled or assembly.assemble(spec, loaded, seed)
     name = storage.safe_name(f"{spec.name}-s{seed}-{os.urandom(2).hex()}")
     folder = session.output / "runs" / name
@@ -155,18 +156,21 @@ def _run_seed(session: _Session, seed: int, assembled: Assembled | None, parent:
             evaluate.write(predictions, metrics, folder / "test")
             scores |= _deploy(session, assembled, predictions, folder)
             if spec.evaluation.baselines and not session.yardsticks:
-                session.yardsticks.extend(baselines.measure(loaded.splits, spec.data, spec.model.name))
+                given = loaded.splits, spec.data, spec.model.name, spec.model.revision
+                session.yardsticks.extend(baselines.measure(*given, terminal.say))
             scores["time/total_s"] = time.monotonic() - started
-            ladder = report.score_rows(scores, session.yardsticks, name)
+            own = baselines.score(predictions.labels, predictions.predicted, predictions.label_names)
+            ladder = report.score_rows(own, session.yardsticks, name)
             report.learning_curves(selected.history, selected.step, folder)
-            card = report.model_card(spec, loaded, assembled, name, ladder, scores, statement.signed_by)
+            card = report.model_card(spec, loaded, assembled, name, own, ladder, scores, statement.signed_by)
             report.write_card(card, folder)
             statement.end(folder, scores)
             tracker.metrics(scores, selected.num_steps)
             tracker.tags({"mlflow.note.content": card})
             tracker.artifacts(folder)
     if accelerator.is_main_process:
-        _say_result(terminal, name, folder, tracker, scores, ladder, statement.signed_by)
+        _say_result(terminal, name, folder, tracker, own, scores, ladder, statement.signed_by)
+    accelerator.free_memory()  # the optimizer of this run; the next one brings its own
     return Result(name, seed, folder, tracker.run_id, scores)
 
 
@@ -185,7 +189,7 @@ def _effort(spec: Spec, selected: Selected) -> dict[str, float]:
 def _deploy(session: _Session, assembled: Assembled, predictions: Predictions, folder: Path) -> dict[str, float]:
     """Save in the formats the field reads; merge a copy; measure what merging changes and what a prediction costs."""
     spec, task, accelerator, model = session.spec, session.loaded.task, session.accelerator, assembled.model.eval()
-    task.save(folder / "weights" / "tokenizer")
+    task.save(model, folder / "weights" / "tokenizer")
     for name, method in assembled.methods.items():
         method.save(model, folder / "weights" / name, spec.model.name, assembled.head)
     scores: dict[str, float] = {}
@@ -195,17 +199,38 @@ def _deploy(session: _Session, assembled: Assembled, predictions: Predictions, f
         for method in reversed(assembled.methods.values()):
             merged = method.merge(merged)
         variants = {"unmerged": model, "merged": merged}
-        with accelerator.autocast():
-            after = task.predict(merged, "test", range(len(predictions.labels)), evaluate.CPU_TOKENS)
-        scores["merge/max_logit_difference"] = float(abs(after.scores - predictions.scores).max())
-        scores["merge/label_flips"] = float((after.predicted != predictions.predicted).sum())
+        scores |= _merge_changes(session, model, merged, predictions)
     if spec.latency.measure:
+        settings = _readable(spec.latency, model, session.terminal)
         calls = {name: functools.partial(_call, variant) for name, variant in variants.items()}
         with accelerator.autocast():
-            rows = latency.measure(calls, task.example, spec.latency, accelerator.device)
+            rows = latency.measure(calls, task.example, settings, accelerator.device)
         latency.write(rows, folder / "latency")
         scores |= latency.as_metrics(rows)
     return scores
+
+
+def _merge_changes(session: _Session, model: nn.Module, merged: nn.Module, before: Predictions) -> dict[str, float]:
+    """What merging changes in the predictions of the test split, both computed with the same cuts on this process."""
+    task, accelerator = session.loaded.task, session.accelerator
+    rows, budget = range(len(before.labels)), evaluate.token_budget(accelerator)
+    with accelerator.autocast():
+        if accelerator.num_processes > 1:
+            before = task.predict(model, "test", rows, budget)
+        after = task.predict(merged, "test", rows, budget)
+    return {
+        "merge/max_logit_difference": float(abs(after.scores - before.scores).max()),
+        "merge/label_flips": float((after.predicted != before.predicted).sum()),
+    }
+
+
+def _readable(settings: latency.Latency, model: nn.Module, terminal: Terminal) -> latency.Latency:
+    """The latency settings without lengths that the model cannot read."""
+    positions = getattr(model.config, "max_position_embeddings", None) or 2**31
+    lengths = [length for length in settings.lengths if length <= positions] or [min(positions, settings.lengths[0])]
+    if lengths != settings.lengths:
+        terminal.say(f"NOTE latency at {lengths} tokens only: the model reads {positions}")
+    return settings.model_copy(update={"lengths": lengths})
 
 
 def _call(model: nn.Module, inputs: dict[str, Tensor]) -> object:
@@ -268,15 +293,15 @@ def _writable(folder: Path) -> Path:
 
 
 def _say_result(
-    terminal: Terminal, name: str, folder: Path, tracker: Tracker, scores: dict[str, float], ladder: list[list[str]],
-    signed_by: str,
+    terminal: Terminal, name: str, folder: Path, tracker: Tracker, own: dict[str, float], scores: dict[str, float],
+    ladder: list[list[str]], signed_by: str,
 ) -> None:  # fmt: skip
     terminal.say()
     terminal.table(["on the test split", "macro-F1", "accuracy"], ladder)
     terminal.say(
-        f"\nscore   test/f1_macro {scores['test/f1_macro']:.4f}, checkpoint of epoch {scores['best/epoch']:.0f}; "
+        f"\nscore   test/f1_macro {own['f1_macro']:.4f}, checkpoint of epoch {scores['best/epoch']:.0f}; "
         f"{scores['time/total_s']:.0f} s, {scores['memory/peak_gib']:.2f} GiB"
     )
     terminal.say(f"run     {name}, MLflow id {tracker.run_id or 'none: not recorded'}")
     terminal.say(f"folder  {folder}")
-    terminal.say(f"signed  {signed_by}  Check it: harness verify {name}")
+    terminal.say(f"signed  {signed_by}  Check it: harness verify {folder}")

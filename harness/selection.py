@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -90,15 +91,16 @@ class Selection:
             return
         values = torch.stack([torch.stack([s.loss.float(), s.grad_norm.float()]) for s in self.waiting]).tolist()
         for step, (loss, grad_norm) in zip(self.waiting, values, strict=True):
-            if not (abs(loss) < float("inf") and abs(grad_norm) < float("inf")):
+            if not math.isfinite(loss) or not (math.isfinite(grad_norm) or step.was_skipped):
                 raise TrainingError(
                     f"the loss is {loss}, the gradient norm {grad_norm}, at step {step.number}",
                     fix="lower train.learning_rate, warm up longer, or use precision=bf16 instead of fp16",
                 )
+            norm = {} if step.was_skipped else {"train/grad_norm": grad_norm}
             self._record(
-                {
+                norm
+                | {
                     "train/loss": loss,
-                    "train/grad_norm": grad_norm,
                     "train/learning_rate": step.learning_rate,
                     "train/micro_batches": float(step.num_micro_batches),
                 },
@@ -118,6 +120,8 @@ class Selection:
         self._record(scores, step.number)
         stopping = self.spec.early_stopping
         score, sign = scores[stopping.metric], 1 if stopping.direction == "maximize" else -1
+        if not math.isfinite(score):
+            raise TrainingError(f"{stopping.metric} is {score} at step {step.number}", fix="lower train.learning_rate")
         is_better = self.found.score is None or sign * score > sign * self.found.score
         if is_better:
             self.found.score, self.found.step, self.found.epoch = score, step.number, step.epoch

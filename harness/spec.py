@@ -199,7 +199,9 @@ def _validate_plugins(composed: dict[str, Any]) -> tuple[dict[str, Any], list[An
                 problems.append({"type": "unknown_plugin", "loc": (section, name), "msg": hint, "input": {}})
                 continue
             try:
-                sections[section][name] = registry.settings_class(kind, name).model_validate(settings or {})
+                sections[section][name] = registry.settings_class(kind, name).model_validate(
+                    {} if settings is None else settings
+                )
             except ValidationError as error:
                 problems += [{**problem, "loc": (section, name, *problem["loc"])} for problem in error.errors()]
     return sections, problems

@@ -9,7 +9,6 @@ from torch import nn
 
 from harness.errors import ModelError, did_you_mean
 
-_ATTENTION = {"attention", "attn", "self_attn"}
 ROLES = ("attention", "feed_forward", "all")
 
 
@@ -21,7 +20,7 @@ def role_of(name: str) -> str | None:
     parts = name.split(".")
     if not any(part.isdigit() for part in parts):
         return None
-    return "attention" if _ATTENTION & set(parts) else "feed_forward"
+    return "attention" if any("att" in part.lower() for part in parts) else "feed_forward"
 
 
 def linears(model: nn.Module, targets: str | list[str]) -> list[str]:

@@ -60,5 +60,5 @@ class Task(Settings, ABC):
         """Model inputs of exactly this shape, for measuring latency. [batch_size, length]"""
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write what the task needs beside the weights to be used again (tokenizer, labels)."""
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write what is needed beside the weights to use them again (tokenizer, configuration with the labels)."""

@@ -11,7 +11,12 @@ _BUSY = 0.25
 
 
 def share_of_cores() -> int:
-    """The cores this process may use, divided by the processes started together on this machine."""
+    """The cores this process may use, divided by the processes started together; OMP_NUM_THREADS above 1 decides.
+
+    A value of 1 does not: `accelerate launch` sets it without being asked.
+    """
+    if int(os.environ.get("OMP_NUM_THREADS", "1")) > 1:
+        return int(os.environ["OMP_NUM_THREADS"])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
@@ -25,7 +30,8 @@ def choose_wait_policy() -> None:
     together = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
     if "OMP_WAIT_POLICY" not in os.environ and (together or busy_share() > _BUSY):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        print("NOTE other processes are busy on these cores: OpenMP threads sleep instead of spinning")
+        if os.environ.get("RANK", "0") == "0":
+            print("NOTE other processes want these cores: OpenMP threads sleep instead of spinning")
 
 
 def busy_share(stat: Path = Path("/proc/stat")) -> float:

@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pydantic import field_serializer
+
 from harness.errors import StorageError, UserError
 from harness.settings import Settings
 from harness.storage import PROJECT
@@ -39,6 +41,10 @@ class Tracking(Settings):
     """MLflow's experiment. None: the name of the spec."""
     tensorboard: bool = False
     """Write TensorBoard event files as well."""
+
+    @field_serializer("uri")
+    def _hide_password(self, uri: str | None) -> str | None:
+        return without_password(uri) if uri else uri
 
 
 class TensorBoardTracker(Tracker):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from harness.errors import SpecError
@@ -16,6 +16,8 @@ from harness.gradients import ExactGradient
 from harness.method import Backward, Method
 from harness.optim import Train, build_optimizer, build_schedule
 from harness.task import Task
+
+_PLAIN = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Step:
     """Real tokens, without padding."""
     num_micro_batches: int
     """Micro-batches of this process."""
+    was_skipped: bool
+    """Whether fp16's loss scale overflowed: the scale was lowered, and no weight changed."""
 
 
 def build_accelerator(precision: str) -> Accelerator:
@@ -52,6 +56,13 @@ def build_accelerator(precision: str) -> Accelerator:
             f"{started} processes were started but this one knows of {accelerator.num_processes}",
             why="each would train alone and write the same run",
             fix="on CPU: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N launch.py ...",
+        )
+    if accelerator.gradient_accumulation_steps != 1 or accelerator.distributed_type not in _PLAIN:
+        raise SpecError(
+            f"Accelerate is set up for {accelerator.distributed_type.value} with "
+            f"{accelerator.gradient_accumulation_steps} accumulation steps",
+            why="batches are cut and gradients exchanged by the harness itself",
+            fix="launch without --gradient_accumulation_steps, FSDP and DeepSpeed (see `accelerate config`)",
         )
     return accelerator
 
@@ -94,12 +105,12 @@ def fit(
             grad_norm = accelerator.clip_grad_norm_(parameters, train.max_grad_norm or float("inf"))
             learning_rate = float(schedule.get_last_lr()[0])
             optimizer.step()
-            if not accelerator.optimizer_step_was_skipped:
+            if not optimizer.step_was_skipped:
                 schedule.step()
             number += 1
             yield Step(
                 number, epoch, index == last, loss, grad_norm, learning_rate,
-                len(batch), int(batch.lengths.sum()), exact.num_micro_batches,
+                len(batch), int(batch.lengths.sum()), exact.num_micro_batches, optimizer.step_was_skipped,
             )  # fmt: skip
             if number == total_steps:
                 return

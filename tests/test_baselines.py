@@ -17,7 +17,7 @@ def test_vader_and_raters_reach_what_is_known_of_them(reviews: Splits) -> None:
     """All 3,708 sentences: VADER 0.563, one human rater against the other nineteen 0.815 (accuracy 0.60 and 0.85)."""
     everything = [*reviews.train.examples, *reviews.validation.examples, *reviews.test.examples]
     truth = baselines._labels(everything)
-    vader = baselines._score(truth, baselines._vader(everything), reviews.labels)
+    vader = baselines.score(truth, baselines._vader(everything), reviews.labels)
     assert vader["f1_macro"] == pytest.approx(0.563, abs=0.002)
     assert vader["accuracy"] == pytest.approx(0.60, abs=0.01)
     rater = baselines._one_rater(everything, [-0.5, 0.5], reviews.labels)
@@ -28,7 +28,7 @@ def test_vader_and_raters_reach_what_is_known_of_them(reviews: Splits) -> None:
 def test_scores_are_those_of_scikit_learn(reviews: Splits) -> None:
     truth = baselines._labels(reviews.test.examples)
     for predicted in (baselines._majority(reviews), baselines._tfidf(reviews)):
-        ours = baselines._score(truth, predicted, reviews.labels)
+        ours = baselines.score(truth, predicted, reviews.labels)
         assert ours["f1_macro"] == pytest.approx(f1_score(truth, predicted, average="macro"))
     assert set(np.unique(baselines._majority(reviews))) == {reviews.labels.index("positive")}
 
@@ -37,3 +37,22 @@ def test_a_single_cut_leaves_out_what_needs_three_classes() -> None:
     two = Data(name="builtin:product_reviews", text="text", label="label", cuts=[0.0], limit=40, max_test_overlap=1.0)
     names = [row["name"] for row in baselines.measure(data.load(two), two, "builtin:minilm")]
     assert names == ["majority class", "TF-IDF + logistic regression", "frozen builtin:minilm + logistic regression"]
+
+
+def test_a_baseline_that_cannot_be_had_is_left_out_and_said(reviews: Splits) -> None:
+    """Texts without a repeated word leave TF-IDF nothing to count."""
+    import dataclasses
+
+    def unrepeated(split: data.Split) -> data.Split:
+        examples = [
+            dataclasses.replace(e, text=f"{split.name}{i}", ratings=()) for i, e in enumerate(split.examples[:40])
+        ]
+        return dataclasses.replace(split, examples=examples)
+
+    other = dataclasses.replace(reviews, train=unrepeated(reviews.train), test=unrepeated(reviews.test))
+    notices: list[str] = []
+    settings = Data(name="builtin:product_reviews", text="text", label="label")
+    rows = baselines.measure(other, settings, "builtin:minilm", notice=notices.append)
+    assert [row["name"] for row in rows] == ["majority class", "frozen builtin:minilm + logistic regression"]
+    assert len(notices) == 1
+    assert "no baseline 'TF-IDF + logistic regression' here" in notices[0]

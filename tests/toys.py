@@ -122,7 +122,7 @@ class ToyTask(Task):
     def example(self, batch_size: int, length: int) -> dict[str, Tensor]:
         return {"input_ids": torch.ones(batch_size, length, dtype=torch.long)}
 
-    def save(self, folder: Path) -> None:
+    def save(self, model: nn.Module, folder: Path) -> None:
         pass
 
 

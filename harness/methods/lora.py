@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -83,7 +83,9 @@ class LoRA(Method):
     """scale = alpha / rank multiplies the update."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Dropout on the input of the branch, never on the frozen path."""
-    target_modules: Literal["attention", "feed_forward", "all"] | list[str] = "attention"
+    target_modules: Literal["attention", "feed_forward", "all"] | Annotated[list[str], Field(min_length=1)] = (
+        "attention"
+    )
     """A role, or names (a name matches the layers whose dotted name ends in it)."""
 
     def edit_model(self, model: nn.Module) -> nn.Module:

@@ -14,12 +14,13 @@ class PredictionTable(Metric):
     """No numbers, one file: predictions.csv, in the order of the split."""
 
     def write(self, predictions: Predictions, folder: Path) -> None:
-        """predictions.csv (UTF-8): id, text, label, predicted, correct, confidence, and `probability_<label>` each."""
+        """predictions.csv: id, text (pair), label, predicted, correct, confidence, `probability_<label>` each."""
         names = predictions.label_names
         file = io.StringIO(newline="")
         table = csv.writer(file)
         probabilities = [f"probability_{name}" for name in names]
-        table.writerow(["id", "text", "label", "predicted", "correct", "confidence", *probabilities])
+        texts = ["text", "pair"] if any("pair" in row for row in predictions.rows) else ["text"]
+        table.writerow(["id", *texts, "label", "predicted", "correct", "confidence", *probabilities])
         for row, label, guess, shares in zip(
             predictions.rows,
             predictions.labels.tolist(),
@@ -28,5 +29,7 @@ class PredictionTable(Metric):
             strict=True,
         ):
             correct = "true" if label == guess else "false"
-            table.writerow([row["id"], row["text"], names[label], names[guess], correct, shares[guess], *shares])
+            table.writerow(
+                [row["id"], *(row[text] for text in texts), names[label], names[guess], correct, shares[guess], *shares]
+            )
         write_text(folder / "predictions.csv", file.getvalue())

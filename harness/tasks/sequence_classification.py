@@ -201,8 +201,10 @@ class SequenceClassification(Task):
         filled = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         return {name: filled.get(name, torch.zeros_like(ids)) for name in self._encoded["train"][0]}
 
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer."""
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the tokenizer, and the model's configuration with its labels."""
+        config: Any = model.config
+        config.save_pretrained(folder)
         self._tokenizer.save_pretrained(folder)
 
 

@@ -164,9 +164,10 @@ def test_a_tokenizer_without_pad_token(tmp_path: Path) -> None:
     assert batch.per_token["input_ids"][batch.per_token["attention_mask"] == 0].tolist() == [VOCABULARY[named[1]]] * 4
 
 
-def test_the_tokenizer_is_saved(bert: Path, tmp_path: Path) -> None:
-    task, _ = prepared(bert, splits(LENGTHS))
-    task.save(tmp_path)
+def test_tokenizer_and_labels_are_saved(bert: Path, tmp_path: Path) -> None:
+    task, model = prepared(bert, splits(LENGTHS))
+    task.save(model, tmp_path)
+    assert list(json.loads((tmp_path / "config.json").read_text())["id2label"].values()) == splits(LENGTHS).labels
     saved = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     assert saved("w1 w2", "w3")["input_ids"] == tokenizer()("w1 w2", "w3")["input_ids"]
 
