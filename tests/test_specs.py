@@ -68,6 +68,8 @@ MISTAKES = [
     (["train.max_steps=5", "train.warmup_steps=5"], r"train\.warmup_steps: the warm-up lasts longer than"),
     (["~train.epochs"], r"train\.epochs: missing"),
     (["model=3"], r"model: Input should be a valid dictionary"),
+    (["methods.lora=false"], r"methods\.lora: Input should be a valid dictionary"),
+    (["methods.lora.target_modules=[]"], r"methods\.lora\.target_modules: List should have at least 1 item"),
     (["foo"], r"'foo' is not an override"),
     (["data.name=${oc.env:HOME}"], r"cannot refer to the environment"),
     (["data.name=a b(c).csv"], r"fix: quote values"),
@@ -78,6 +80,12 @@ MISTAKES = [
 def test_a_mistake_is_told_with_its_place(overrides: list[str], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         spec.load("lora_adapter", overrides)
+
+
+def test_a_password_is_in_nothing_that_is_shown_or_written() -> None:
+    loaded = spec.load("lora", ["tracking.uri='http://me:hunter2@tracking.example:5000'"])
+    assert "hunter2" not in str(loaded.resolved()) + str(loaded.flat())
+    assert loaded.tracking.uri == "http://me:hunter2@tracking.example:5000"
 
 
 def test_all_mistakes_are_told_at_once() -> None:

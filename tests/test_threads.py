@@ -9,10 +9,21 @@ from harness import threads
 
 def test_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     assert threads.share_of_cores() == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "20")
     assert threads.share_of_cores() == 1
+
+
+@pytest.mark.parametrize(("set_to", "expected"), [("1", 8), ("3", 3)])
+def test_a_number_of_threads_is_respected_unless_it_is_the_launchers_one(
+    monkeypatch: pytest.MonkeyPatch, set_to: str, expected: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", set_to)
+    assert threads.share_of_cores() == expected
 
 
 @pytest.mark.parametrize(("busy", "expected"), [(0.0, None), (0.9, "PASSIVE")])

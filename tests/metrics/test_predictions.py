@@ -55,3 +55,10 @@ def test_text_survives(text: str, tmp_path: Path) -> None:
     assert line["text"] == text
     assert line["label"] == "a,b"
     assert 'probability_c"d' in line
+
+
+def test_the_second_text_of_a_pair_has_a_column(tmp_path: Path) -> None:
+    predictions = random_predictions(5, LABELS)
+    rows = [{**row, "pair": f"second {i}"} for i, row in enumerate(predictions.rows)]
+    paired = Predictions(predictions.labels, predictions.scores, predictions.label_names, rows)
+    assert [line["pair"] for line in lines(paired, tmp_path)] == [f"second {i}" for i in range(5)]

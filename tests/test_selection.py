@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from harness import evaluate, spec
+from harness.assembly import Assembled
+from harness.console import Terminal
+from harness.errors import TrainingError
+from harness.metric import Metric, Predictions
+from harness.selection import Selection
+from harness.surgery import ParameterCount
+from harness.tracker import MemoryTracker
+from harness.train import Step
+from tests.test_train import LENGTHS
+from tests.toys import ToyTask, classifier, random_batch
+
+OVERRIDES = ["train.epochs=9", "train.learning_rate=1e-9", "train.batch_size=4"]
+
+
+class Scripted(Metric):
+    """Gives the next score of a list, whatever the predictions."""
+
+    def compute(self, predictions: Predictions) -> dict[str, float]:
+        return {"f1_macro": SCORES.pop(0)}
+
+
+SCORES: list[float] = []
+
+
+def selection(scores: list[float], monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Selection:
+    SCORES[:] = scores
+    nothing = Predictions(np.zeros(0, dtype=np.int64), np.zeros((0, 3)), ["a", "b", "c"], [])
+    monkeypatch.setattr(evaluate, "predict", lambda *_: nothing)
+    model = classifier()
+    assembled = Assembled(model, {}, set(), ParameterCount(1, 1, 1), {})
+    task = ToyTask().with_batches([random_batch(lengths, seed=i) for i, lengths in enumerate(LENGTHS)])
+    chosen = spec.load("full_finetune", [*OVERRIDES, *overrides])
+    return Selection(
+        chosen, task, assembled, {"f1": Scripted()}, Accelerator(cpu=True), MemoryTracker(), Terminal(speaks=False)
+    )
+
+
+def test_it_stops_after_three_epochs_without_a_better_score_and_keeps_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = selection([0.5, 0.7, 0.6, 0.7, 0.69, 0.9], monkeypatch).select(seed=0)
+    assert (found.score, found.epoch, found.step, found.num_steps) == (0.7, 2, 6, 15)
+    assert found.history["validation/f1_macro"] == [(3, 0.5), (6, 0.7), (9, 0.6), (12, 0.7), (15, 0.69)]
+    assert [step for step, _ in found.history["train/loss"]] == list(range(1, 16))
+
+
+def test_the_kept_state_is_that_of_the_best_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = selection([0.9, 0.1, 0.1, 0.1], monkeypatch, "train.learning_rate=0.01", "train.max_steps=12")
+    seen: list[dict[str, Any]] = []
+    predict = evaluate.predict
+
+    def remember(model: Any, *rest: Any) -> Predictions:
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return predict(model, *rest)
+
+    monkeypatch.setattr(evaluate, "predict", remember)
+    found = chosen.select(seed=0)
+    assert all(torch.equal(value, seen[0][name]) for name, value in found.state.items())
+    assert any(not torch.equal(value, seen[1][name]) for name, value in found.state.items())
+
+
+def test_a_metric_may_be_minimised_and_patience_may_be_endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = ["early_stopping.direction=minimize", "early_stopping.patience=null", "train.epochs=6"]
+    found = selection([0.5, 0.4, 0.6, 0.6, 0.6, 0.6], monkeypatch, *overrides).select(seed=0)
+    assert (found.score, found.epoch, found.num_steps) == (0.4, 2, 18)
+
+
+def test_a_score_that_is_not_a_number_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TrainingError, match=r"validation/f1_macro is nan at step 3"):
+        selection([float("nan")], monkeypatch).select(seed=0)
+
+
+def step(loss: float, norm: float, was_skipped: bool) -> Step:
+    return Step(1, 1, False, torch.tensor(loss), torch.tensor(norm), 1e-3, 4, 20, 1, was_skipped)
+
+
+def test_an_overflow_of_the_loss_scale_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = selection([], monkeypatch)
+    chosen.waiting = [step(0.5, float("inf"), was_skipped=True)]
+    chosen._log()
+    assert "train/grad_norm" not in chosen.found.history
+    chosen.waiting = [step(0.5, float("inf"), was_skipped=False)]
+    with pytest.raises(TrainingError, match="the gradient norm inf, at step 1"):
+        chosen._log()
