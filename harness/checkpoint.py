@@ -15,10 +15,11 @@ WEIGHTS = "trained.safetensors"
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """The trainable parameters and all buffers, copied to the host, by name."""
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    buffers = dict(model.named_buffers())
-    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in {**trainable, **buffers}.items()}
+    """The trainable parameters and the persistent buffers, copied to the host, by name."""
+    persistent = model.state_dict()
+    kept: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    kept |= {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in kept.items()}
 
 
 def save(state: dict[str, Tensor], folder: Path) -> Path:
