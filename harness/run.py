@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import importlib.metadata
 import os
 import time
@@ -14,17 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from accelerate import Accelerator
-from torch import Tensor, nn
 
 from harness import (
     assembly,
     baselines,
     checkpoint,
     data,
+    deployment,
     device,
     evaluate,
     keys,
-    latency,
     registry,
     replicates,
     report,
@@ -36,7 +33,7 @@ from harness.assembly import Assembled, Loaded
 from harness.console import Terminal
 from harness.errors import Interrupted, StorageError, UserError
 from harness.fingerprint import Statement
-from harness.metric import Metric, Predictions
+from harness.metric import Metric
 from harness.selection import Selected, Selection
 from harness.spec import Spec
 from harness.tracker import Tracker
@@ -154,7 +151,7 @@ def _run_seed(session: _Session, seed: int, assembled: Assembled | None, parent:
         scores = evaluate.score(predictions, metrics, "test") | _effort(spec, selected)
         if accelerator.is_main_process:
             evaluate.write(predictions, metrics, folder / "test")
-            scores |= _deploy(session, assembled, predictions, folder)
+            scores |= deployment.deploy(spec, loaded.task, assembled, predictions, accelerator, folder, terminal)
             if spec.evaluation.baselines and not session.yardsticks:
                 given = loaded.splits, spec.data, spec.model.name, spec.model.revision
                 session.yardsticks.extend(baselines.measure(*given, terminal.say))
@@ -184,57 +181,6 @@ def _effort(spec: Spec, selected: Selected) -> dict[str, float]:
         "time/train_s": selected.train_seconds,
         "train/examples_per_second": selected.num_examples / max(selected.train_seconds, 1e-9),
     }
-
-
-def _deploy(session: _Session, assembled: Assembled, predictions: Predictions, folder: Path) -> dict[str, float]:
-    """Save in the formats the field reads; merge a copy; measure what merging changes and what a prediction costs."""
-    spec, task, accelerator, model = session.spec, session.loaded.task, session.accelerator, assembled.model.eval()
-    task.save(model, folder / "weights" / "tokenizer")
-    for name, method in assembled.methods.items():
-        method.save(model, folder / "weights" / name, spec.model.name, assembled.head)
-    scores: dict[str, float] = {}
-    variants = {"model": model}
-    if assembled.merges:
-        merged = copy.deepcopy(model)
-        for method in reversed(assembled.methods.values()):
-            merged = method.merge(merged)
-        variants = {"unmerged": model, "merged": merged}
-        scores |= _merge_changes(session, model, merged, predictions)
-    if spec.latency.measure:
-        settings = _readable(spec.latency, model, session.terminal)
-        calls = {name: functools.partial(_call, variant) for name, variant in variants.items()}
-        with accelerator.autocast():
-            rows = latency.measure(calls, task.example, settings, accelerator.device)
-        latency.write(rows, folder / "latency")
-        scores |= latency.as_metrics(rows)
-    return scores
-
-
-def _merge_changes(session: _Session, model: nn.Module, merged: nn.Module, before: Predictions) -> dict[str, float]:
-    """What merging changes in the predictions of the test split, both computed with the same cuts on this process."""
-    task, accelerator = session.loaded.task, session.accelerator
-    rows, budget = range(len(before.labels)), evaluate.token_budget(accelerator)
-    with accelerator.autocast():
-        if accelerator.num_processes > 1:
-            before = task.predict(model, "test", rows, budget)
-        after = task.predict(merged, "test", rows, budget)
-    return {
-        "merge/max_logit_difference": float(abs(after.scores - before.scores).max()),
-        "merge/label_flips": float((after.predicted != before.predicted).sum()),
-    }
-
-
-def _readable(settings: latency.Latency, model: nn.Module, terminal: Terminal) -> latency.Latency:
-    """The latency settings without lengths that the model cannot read."""
-    positions = getattr(model.config, "max_position_embeddings", None) or 2**31
-    lengths = [length for length in settings.lengths if length <= positions] or [min(positions, settings.lengths[0])]
-    if lengths != settings.lengths:
-        terminal.say(f"NOTE latency at {lengths} tokens only: the model reads {positions}")
-    return settings.model_copy(update={"lengths": lengths})
-
-
-def _call(model: nn.Module, inputs: dict[str, Tensor]) -> object:
-    return model(**inputs)
 
 
 @contextmanager

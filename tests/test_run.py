@@ -153,15 +153,3 @@ def test_a_run_that_is_stopped_is_recorded_as_killed(
     monkeypatch.setattr("harness.train.build_schedule", stop_soon)
     assert main(["exp=lora", *QUICK, f"output={tmp_path}"]) == code
     assert run_status(tmp_path) == "KILLED"
-
-
-def test_latency_is_measured_only_at_lengths_the_model_reads(capsys: pytest.CaptureFixture[str]) -> None:
-    from harness.console import Terminal
-    from harness.latency import Latency
-    from harness.run import _readable
-    from tests.toys import classifier
-
-    model = classifier("roberta")  # 64 positions
-    assert _readable(Latency(lengths=[16, 64]), model, Terminal()).lengths == [16, 64]
-    assert _readable(Latency(lengths=[16, 600]), model, Terminal()).lengths == [16]
-    assert "NOTE latency at [16] tokens only: the model reads 64" in capsys.readouterr().out

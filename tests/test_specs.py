@@ -27,7 +27,8 @@ def test_a_spec_tells_its_story_and_only_what_differs(name: str) -> None:
     story = spec.story(name)
     assert "±" in story, "the score it reached, with its spread over seeds"
     own = yaml_source.read(spec.EXPERIMENTS / f"{name}.yaml").lines
-    changed = {key for key, value in spec.load(name).flat().items() if spec.defaults().get(key, object()) != value}
+    defaults = spec.defaults()
+    changed = {key for key, value in spec.load(name).flat().items() if defaults.get(key, object()) != value}
     leaves = {key for key in own if not any(other.startswith(f"{key}.") for other in own)} - {"defaults"}
     assert leaves <= {*changed, *(key.rsplit(".", 1)[0] for key in changed)}
 

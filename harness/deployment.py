@@ -1,0 +1,76 @@
+"""From a trained model to one that is used: formats others read, merged weights, what a prediction costs."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from harness import evaluate, latency
+from harness.assembly import Assembled
+from harness.console import Terminal
+from harness.metric import Predictions
+from harness.spec import Spec
+from harness.task import Task
+
+
+def deploy(
+    spec: Spec, task: Task, assembled: Assembled, predictions: Predictions, accelerator: Accelerator,
+    folder: Path, terminal: Terminal,
+) -> dict[str, float]:  # fmt: skip
+    """Save tokenizer and methods, merge a copy, measure; `predictions` are those of the test split.
+
+    Returns:
+        What merging changes, and latency, as metrics.
+    """
+    model = assembled.model.eval()
+    task.save(model, folder / "weights" / "tokenizer")
+    for name, method in assembled.methods.items():
+        method.save(model, folder / "weights" / name, spec.model.name, assembled.head)
+    scores: dict[str, float] = {}
+    variants = {"model": model}
+    if assembled.merges:
+        merged = copy.deepcopy(model)
+        for method in reversed(assembled.methods.values()):
+            merged = method.merge(merged)
+        variants = {"unmerged": model, "merged": merged}
+        scores |= merge_changes(task, model, merged, predictions, accelerator)
+    if spec.latency.measure:
+        settings = readable(spec.latency, model, terminal)
+        calls = {name: functools.partial(_call, variant) for name, variant in variants.items()}
+        with accelerator.autocast():
+            rows = latency.measure(calls, task.example, settings, accelerator.device)
+        latency.write(rows, folder / "latency")
+        scores |= latency.as_metrics(rows)
+    return scores
+
+
+def merge_changes(
+    task: Task, model: nn.Module, merged: nn.Module, before: Predictions, accelerator: Accelerator
+) -> dict[str, float]:
+    """What merging changes in the predictions of the test split, both computed with the same cuts on this process."""
+    rows, budget = range(len(before.labels)), evaluate.token_budget(accelerator)
+    with accelerator.autocast():
+        if accelerator.num_processes > 1:
+            before = task.predict(model, "test", rows, budget)
+        after = task.predict(merged, "test", rows, budget)
+    return {
+        "merge/max_logit_difference": float(abs(after.scores - before.scores).max()),
+        "merge/label_flips": float((after.predicted != before.predicted).sum()),
+    }
+
+
+def readable(settings: latency.Latency, model: nn.Module, terminal: Terminal) -> latency.Latency:
+    """The latency settings without lengths that the model cannot read."""
+    positions = getattr(model.config, "max_position_embeddings", None) or 2**31
+    lengths = [length for length in settings.lengths if length <= positions] or [min(positions, settings.lengths[0])]
+    if lengths != settings.lengths:
+        terminal.say(f"NOTE latency at {lengths} tokens only: the model reads {positions}")
+    return settings.model_copy(update={"lengths": lengths})
+
+
+def _call(model: nn.Module, inputs: dict[str, Tensor]) -> object:
+    return model(**inputs)
