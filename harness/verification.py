@@ -36,7 +36,10 @@ def verify_run(run: str, output: Path) -> Verification:
         UserError: there is no such run, several have this name, or a signing key cannot be used.
     """
     output = PROJECT / output
-    if Path(run).is_dir():
+    is_folder = Path(run).is_dir()
+    if is_folder:
+        home = Path(run).resolve().parent
+        output = home.parent if home.name == "runs" else output  # the database that lies beside the folder's runs
         verdict = provenance.verify(Path(run), keys.load_keyring())
         asked = (verdict.predicate("end") or {}).get("runId")
         found, problem = _find(asked, output) if isinstance(asked, str) else (None, "")
@@ -50,6 +53,9 @@ def verify_run(run: str, output: Path) -> Verification:
         verdict.checks.append(_check_name(end.get("runId"), asked))
         if found is not None:
             verdict.checks += _check_scores(end.get("metrics"), found)
+        elif is_folder and not problem:
+            why = "MLflow does not know this run here, so that no scores there were compared"
+            verdict.checks.append(Check("folder alone", True, why))
         elif problem:
             verdict.checks.append(Check("scores in MLflow", None, problem, 5))
     return verdict

@@ -133,6 +133,22 @@ def test_a_folder_verifies_where_mlflow_never_heard_of_it(run: Run, tmp_path: Pa
     assert "scores in MLflow" not in {check.name for check in verdict.checks}
 
 
+def test_a_folder_is_compared_with_the_database_that_lies_beside_it(run: Run, tmp_path: Path) -> None:
+    """Also when the folder of runs is not the default one, and none is named."""
+    set_score(run, "test/accuracy", 0.5)
+    verdict = verify_run(str(run.folder), tmp_path / "default")
+    set_score(run, "test/accuracy", 1.0)
+    assert verdict.exit_code == 1
+    assert "test/accuracy" in problems(verdict)
+
+
+def test_a_folder_that_was_compared_with_nothing_says_so(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.folder, tmp_path / "copy")
+    verdict = verify_run(str(tmp_path / "copy"), tmp_path / "nothing here")
+    assert verdict.exit_code == 0
+    assert "no scores there were compared" in verdict.checks[-1].detail
+
+
 def test_moved_runs_are_found_by_name_below_the_output_folder(run: Run, tmp_path: Path) -> None:
     shutil.move(run.folder, tmp_path / "runs" / run.name)
     old, new = (sqlite3.connect(folder / "mlflow.db") for folder in (run.output, tmp_path))
