@@ -177,7 +177,7 @@ def test_nothing_answers(online: None, monkeypatch: pytest.MonkeyPatch) -> None:
             start = time.monotonic()
             with pytest.raises(DataError) as raised:
                 hub.require_reachable("some/rows", DataError, "data.name", "datasets")
-            assert time.monotonic() - start < 2
+            assert time.monotonic() - start < 30, "the client alone waits for 46 s"
             assert raised.value.where == "data.name" and "HF_HUB_OFFLINE=1" in raised.value.fix
             assert raised.value.why.startswith(f"{endpoint}/api/datasets/some/rows")
 
