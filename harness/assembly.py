@@ -37,11 +37,13 @@ class Assembled:
     count: surgery.ParameterCount
     by_family: dict[str, int]
     """Trainable parameters of each method, of the head, and of the pretrained model."""
+    notes: dict[str, str]
+    """What each method that says so will do in this run."""
 
     @property
     def merges(self) -> bool:
         """Whether any method can fold itself into plain weights."""
-        return any(type(method).merge is not Method.merge for method in self.methods.values())
+        return any(method.can_merge for method in self.methods.values())
 
 
 def load(spec: Spec) -> Loaded:
@@ -68,17 +70,18 @@ def assemble(spec: Spec, loaded: Loaded, seed: int) -> Assembled:
 
     Raises:
         ModelError: the checkpoint cannot be loaded, or a method finds no place in it.
-        SpecError: nothing would train.
+        SpecError: nothing would train, or a method would do nothing.
     """
     seeding.seed_everything(seed)
     model = loaded.task.load_model(spec.model.name, spec.model.revision)
     pretrained = sum(parameter.numel() for parameter in model.parameters())
-    head = loaded.task.head(model)
+    head_parameters = [model.get_parameter(name) for name in loaded.task.head(model)]
     methods: dict[str, Method] = {name: registry.build("method", name, s) for name, s in spec.methods.items()}
     for method in methods.values():
         model = method.edit_model(model)
-    if gone := sorted(head - {name for name, _ in model.named_parameters()}):
-        what = f"a method replaced '{gone[0]}', which belongs to the new head and has to train whole"
+    head = surgery.names_of(model, head_parameters)
+    if len(head) < len(head_parameters):
+        what = "a method replaced parameters of the new head, which has to train whole"
         raise ModelError(what, where="methods", fix="name only layers of the pretrained part as targets")
     own = {name: names for name, m in methods.items() if (names := m.trainable(model)) is not None}
     if own:
@@ -88,4 +91,7 @@ def assemble(spec: Spec, loaded: Loaded, seed: int) -> Assembled:
         raise SpecError("no parameter would train", where="methods")
     families = {**own, "head": head, "pretrained": sizes.keys() - head.union(*own.values())}
     by_family = {family: sum(sizes.get(name, 0) for name in names) for family, names in families.items()}
-    return Assembled(model, methods, head, surgery.count_parameters(model, pretrained), by_family)
+    per_epoch = loaded.task.num_batches(spec.train.batch_size)
+    steps = per_epoch, spec.train.total_steps(per_epoch)
+    notes = {name: note for name, method in methods.items() if (note := method.prepare(model, *steps))}
+    return Assembled(model, methods, head, surgery.count_parameters(model, pretrained), by_family, notes)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from harness.optim import Rule
 from harness.settings import Settings
 
 Backward = Callable[[], Tensor]
@@ -19,6 +21,9 @@ The loss is a detached tensor of shape [] on the device: no step waits for the d
 class Method(Settings):
     """One fine-tuning method: its settings are its fields. Methods apply from top to bottom of the spec's map."""
 
+    not_after: ClassVar[dict[str, str]] = {}
+    """Methods that must not stand above this one in the map, each with the reason; such a spec is refused."""
+
     def edit_model(self, model: nn.Module) -> nn.Module:
         """Add or replace modules, in place or not, and return the model. Raises ModelError where nothing matches."""
         return model
@@ -30,12 +35,33 @@ class Method(Settings):
         """
         return None
 
+    def prepare(self, model: nn.Module, steps_per_epoch: int, total_steps: int) -> str:
+        """Called once, when every method has edited the model and what trains is decided.
+
+        May replace modules as long as every parameter keeps its name. Returns what the method will do in this run, for
+        people; "" where the table of parameters says it all. Raises UserError where it would do nothing.
+        """
+        return ""
+
+    def optimizer_rules(self, model: nn.Module) -> dict[str, Rule]:
+        """What the optimizer does differently for some parameters, by name."""
+        return {}
+
     def start_step(self, step: int) -> None:
         """Called before each optimizer step (counted from 0): what is random per step is drawn here."""
 
     def wrap_backward(self, backward: Backward, model: nn.Module) -> Backward:
         """Return a `Backward` that calls the given one; this is how methods compose."""
         return backward
+
+    def observed(self) -> dict[str, Tensor]:
+        """What the last step showed beside its loss, as `train/<name>`; detached tensors of shape []."""
+        return {}
+
+    @property
+    def can_merge(self) -> bool:
+        """Whether `merge` folds anything into plain weights."""
+        return type(self).merge is not Method.merge
 
     def merge(self, model: nn.Module) -> nn.Module:
         """Fold what was added into plain weights, as far as the method allows, and return the model."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -49,22 +50,41 @@ class Train(Settings):
         return int(self.warmup_steps * total_steps if self.warmup_steps < 1 else self.warmup_steps)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Trainable parameters: matrices with weight decay; biases and normalisation weights (below 2 axes) without."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+@dataclass(frozen=True)
+class Rule:
+    """How the optimizer treats a parameter that a method speaks for."""
+
+    learning_rate_ratio: float = 1.0
+    """Its learning rate, as a multiple of `train.learning_rate`."""
+    weight_decay: float | None = None
+    """Its weight decay; None: that of `train`. Parameters below 2 axes have none either way."""
+
+
+def parameter_groups(model: nn.Module, train: Train, rules: dict[str, Rule]) -> list[dict[str, Any]]:
+    """Trainable parameters: matrices with weight decay; biases and normalisation weights (below 2 axes) without.
+
+    `rules` by parameter name are the exceptions. Parameters with equal settings share a group, which also has its
+    `learning_rate_ratio`.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rule = rules.get(name, Rule())
+            decay = train.weight_decay if rule.weight_decay is None else rule.weight_decay
+            groups.setdefault((rule.learning_rate_ratio, decay if parameter.ndim >= 2 else 0.0), []).append(parameter)
     return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": members, "lr": train.learning_rate * ratio, "weight_decay": decay, "learning_rate_ratio": ratio}
+        for (ratio, decay), members in groups.items()
     ]
 
 
-def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, train: Train, rules: dict[str, Rule]) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) over the trainable parameters; fused on GPUs."""
     import torch
 
     on_gpu = any(parameter.is_cuda for parameter in model.parameters())
     return torch.optim.AdamW(
-        parameter_groups(model, train.weight_decay),
+        parameter_groups(model, train, rules),
         lr=train.learning_rate,
         betas=(train.beta1, train.beta2),
         eps=train.epsilon,

@@ -79,6 +79,7 @@ def render(plan: dict[str, Any]) -> str:
             markdown_table(["trains", "parameters"], families),
             f"trainable {parameters['trainable']:,} of {parameters['total']:,}"
             f" ({parameters['share_of_full_fine_tuning']:.2%} of full fine-tuning)",
+            *(f"{method}: {note}" for method, note in parameters["methods"].items()),
             "",
             f"steps       {steps['total']} at most ({steps['per_epoch']} per epoch, {steps['warmup']} of warm-up), "
             f"validation every {steps['validation_every']}, {steps['runs']} run(s)",

@@ -59,6 +59,12 @@ def produces(metric: str) -> tuple[str, ...]:
     return found
 
 
+def not_after(method: str) -> dict[str, str]:
+    """Methods that must not stand above this one, with the reason, read without importing it."""
+    found: dict[str, str] = getattr(settings_class("method", method), "not_after", {})
+    return found
+
+
 def plugin(kind: str, name: str) -> Any:
     """The plug-in's class, imported. Raises SpecError if no such plug-in exists."""
     check_name(kind, name)
@@ -69,7 +75,7 @@ def plugin(kind: str, name: str) -> Any:
 
 def build(kind: str, name: str, settings: Settings | dict[str, Any]) -> Any:
     """Make a plug-in from its settings. Raises pydantic.ValidationError for settings that do not fit."""
-    values = settings.model_dump() if isinstance(settings, Settings) else settings
+    values = settings.model_dump(exclude_unset=True) if isinstance(settings, Settings) else settings
     return plugin(kind, name)(**values)
 
 

@@ -34,6 +34,7 @@ def parameters(assembled: Assembled) -> dict[str, Any]:
         "full_fine_tuning": count.pretrained,
         "share_of_full_fine_tuning": count.share,
         "trainable_by_family": assembled.by_family,
+        "methods": assembled.notes,
     }
 
 
@@ -109,6 +110,7 @@ def model_card(
                 markdown_table(["metric", "value"], numbers),
                 "## Parameters",
                 markdown_table(["", "parameters", "of full fine-tuning"], parameter_rows(assembled)),
+                *(f"`{method}`: {note}" for method, note in assembled.notes.items()),
                 "## Data",
                 markdown_table(["split", "rows", "labels", "digest"], data_rows),
                 "## Limits",

@@ -131,6 +131,8 @@ def _run_seed(session: _Session, seed: int, assembled: Assembled | None, parent:
     folder = session.output / "runs" / name
     terminal.title(f"\n{name}")
     terminal.table(["parameters", "", "of full fine-tuning"], report.parameter_rows(assembled))
+    for method, note in assembled.notes.items():
+        terminal.say(f"{method}: {note}")
 
     tracker = _start_tracker(session, name, parent)
     with _ending(tracker):

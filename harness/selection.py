@@ -97,8 +97,10 @@ class Selection:
                     fix="lower train.learning_rate, warm up longer, or use precision=bf16 instead of fp16",
                 )
             norm = {} if step.was_skipped else {"train/grad_norm": grad_norm}
+            observed = {f"train/{name}": float(value) for name, value in step.observed.items()}
             self._record(
                 norm
+                | observed
                 | {
                     "train/loss": loss,
                     "train/learning_rate": step.learning_rate,

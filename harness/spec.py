@@ -97,6 +97,12 @@ class Spec(Settings):
         if self.early_stopping.metric not in known:
             hint = did_you_mean(self.early_stopping.metric, known)
             raise ValueError(f"early_stopping.metric: '{self.early_stopping.metric}' is never produced; {hint}")
+        above: list[str] = []
+        for name in (name for name in self.methods if name in registry.names("method")):
+            for other, why in registry.not_after(name).items():
+                if other in above:
+                    raise ValueError(f"methods.{name}: cannot stand below {other}: {why}")
+            above.append(name)
         if self.train.max_steps and self.train.warmup_steps >= self.train.max_steps:
             raise ValueError(
                 "train.warmup_steps: the warm-up lasts longer than train.max_steps, the rate is never reached"

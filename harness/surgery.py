@@ -2,57 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from harness.errors import ModelError, did_you_mean
 
-ROLES = ("attention", "feed_forward", "all")
+ROLES = {
+    "attention": {"attention"},
+    "feed_forward": {"feed_forward"},
+    "all": {"attention", "feed_forward"},
+    "head": {"head"},
+}
+
+
+class Added(nn.Module):
+    """Base of modules that a method adds beside pretrained ones: never a target of another method."""
+
+    enabled = True
+    """Off: the model computes bit for bit what it did before the module was added."""
 
 
 def role_of(name: str) -> str | None:
-    """The role of a linear layer by its place: inside a numbered block `attention` or `feed_forward`, else None.
+    """The role of a layer by its place: inside a numbered block `attention` or `feed_forward`; outside, `head`.
 
-    Follows the names transformers gives: BERT, RoBERTa, ELECTRA, DistilBERT, DeBERTa, ALBERT, ModernBERT, Llama.
+    Embeddings and their projections have none. Follows the names transformers gives: BERT, RoBERTa, ELECTRA,
+    DistilBERT, DeBERTa-v2, ALBERT, ModernBERT, GPT-2, Llama.
     """
-    parts = name.split(".")
-    if not any(part.isdigit() for part in parts):
-        return None
-    return "attention" if any("att" in part.lower() for part in parts) else "feed_forward"
+    parts = name.lower().split(".")
+    if any(part.isdigit() for part in parts):
+        return "attention" if any("att" in part for part in parts) else "feed_forward"
+    return None if any("embed" in part for part in parts) else "head"
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is a linear layer: `nn.Linear`, or transformers' `Conv1D` (GPT-2), whose weight is transposed."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether the layer's weight is [I, O], as in transformers' `Conv1D`, instead of [O, I]."""
+    return not isinstance(layer, nn.Linear)
+
+
+def layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every linear layer by name, plain or wrapped by a method, and every `nn.MultiheadAttention` as one layer.
+
+    Left out are layers that a method added, and one whose weight is that of the embeddings.
+    """
+    tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return {name: layer for name, layer in _layers(model, "") if id(getattr(layer, "weight", None)) not in tied}
+
+
+def _layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    if is_linear(module) or is_wrapped(module) or isinstance(module, nn.MultiheadAttention):
+        yield name, module
+    elif not isinstance(module, Added):
+        for child_name, child in module.named_children():
+            yield from _layers(child, f"{name}.{child_name}" if name else child_name)
+
+
+def is_wrapped(layer: nn.Module) -> bool:
+    """Whether a method has already put itself around this layer (`base_layer` is the word of PEFT's tuners)."""
+    return any(isinstance(getattr(layer, word, None), nn.Module) for word in ("base", "base_layer"))
 
 
 def linears(model: nn.Module, targets: str | list[str]) -> list[str]:
-    """Names of the linear layers with a role (`attention`, `feed_forward`, `all`), or whose name ends in one of a list.
+    """Names of the linear layers with a role (`ROLES`), or whose name ends in one of a list.
 
     Raises:
-        ModelError: a name that matches no linear layer, or a role no layer has.
+        ModelError: a name that matches no linear layer, a role no layer has, or a layer another method has wrapped.
     """
-    known = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if isinstance(targets, str) and targets in ROLES:
-        wanted = {"attention", "feed_forward"} if targets == "all" else {targets}
-        found = [name for name in known if role_of(name) in wanted]
+    known = layers(model)
+    if isinstance(targets, str):
+        found = [name for name in known if role_of(name) in ROLES[targets]]
         if not found:
-            raise ModelError(f"no linear layer of {type(model).__name__} has the role '{targets}'", fix=_layers(known))
-        return found
-    names = [targets] if isinstance(targets, str) else targets
-    for target in names:
-        if not any(_ends_in(name, target) for name in known):
-            last_parts = {name.rsplit(".", 1)[-1] for name in known}
-            raise ModelError(
-                f"target_modules: '{target}' matches no linear layer of {type(model).__name__}",
-                fix=f"use a role ({', '.join(ROLES)}) or a layer name; {did_you_mean(target, last_parts)}",
+            fix = (
+                f"name layers instead, such as {', '.join([*known][:3])}" if known else "the model has no linear layer"
             )
-    return [name for name in known if any(_ends_in(name, target) for target in names)]
+            raise ModelError(f"no linear layer of {type(model).__name__} has the role '{targets}'", fix=fix)
+    else:
+        for target in targets:
+            if not any(_ends_in(name, target) for name in known):
+                last_parts = {name.rsplit(".", 1)[-1] for name in known}
+                raise ModelError(
+                    f"target_modules: '{target}' matches no linear layer of {type(model).__name__}",
+                    fix=f"use a role ({', '.join(ROLES)}) or a layer name; {did_you_mean(target, last_parts)}",
+                )
+        found = [name for name in known if any(_ends_in(name, target) for target in targets)]
+    for name in found:
+        if is_wrapped(known[name]):
+            wrapper = type(known[name]).__name__
+            raise ModelError(f"{name} is already wrapped by another method ({wrapper})", fix="give them other targets")
+    return found
 
 
 def _ends_in(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _layers(known: list[str]) -> str:
-    return f"name layers instead, such as {', '.join(known[:3])}" if known else "the model has no nn.Linear at all"
+def names_of(model: nn.Module, parameters: Iterable[Tensor]) -> set[str]:
+    """The names these very parameters have in the model now, whatever was wrapped around them meanwhile."""
+    wanted = {id(parameter) for parameter in parameters}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in wanted}
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Switch off everything that methods added: inside, the model computes bit for bit what the pretrained one did."""
+    added = [module for module in model.modules() if isinstance(module, Added) and module.enabled]
+    try:
+        for module in added:
+            module.enabled = False
+        yield
+    finally:
+        for module in added:
+            module.enabled = True
 
 
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:

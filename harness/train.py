@@ -41,6 +41,8 @@ class Step:
     """Micro-batches of this process."""
     was_skipped: bool
     """Whether fp16's loss scale overflowed: the scale was lowered, and no weight changed."""
+    observed: dict[str, Tensor]
+    """What the methods saw in this step, by name."""
 
 
 def build_accelerator(precision: str) -> Accelerator:
@@ -86,7 +88,8 @@ def fit(
     `generator` orders the examples; all processes must start it with the same seed.
     """
     total_steps = train.total_steps(task.num_batches(train.batch_size))
-    optimizer: Any = accelerator.prepare_optimizer(build_optimizer(model, train))
+    rules = {name: rule for method in methods for name, rule in method.optimizer_rules(model).items()}
+    optimizer: Any = accelerator.prepare_optimizer(build_optimizer(model, train, rules))
     schedule = build_schedule(optimizer.optimizer, train, total_steps)
     exact = ExactGradient(accelerator, model, task, train.micro_batch_tokens, notice=accelerator.print)
     backward: Backward = exact
@@ -103,7 +106,7 @@ def fit(
             exact.load(batch)
             loss = backward()
             grad_norm = accelerator.clip_grad_norm_(parameters, train.max_grad_norm or float("inf"))
-            learning_rate = float(schedule.get_last_lr()[0])
+            learning_rate = float(schedule.get_last_lr()[0]) / optimizer.param_groups[0]["learning_rate_ratio"]
             optimizer.step()
             if not optimizer.step_was_skipped:
                 schedule.step()
@@ -111,6 +114,7 @@ def fit(
             yield Step(
                 number, epoch, index == last, loss, grad_norm, learning_rate,
                 len(batch), int(batch.lengths.sum()), exact.num_micro_batches, optimizer.step_was_skipped,
+                {name: value for method in methods for name, value in method.observed().items()},
             )  # fmt: skip
             if number == total_steps:
                 return

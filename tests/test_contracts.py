@@ -11,30 +11,46 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from harness import checkpoint, registry, surgery
+from harness import checkpoint, registry, spec, surgery
+from harness.errors import SpecError
 from harness.gradients import ExactGradient
-from harness.method import Method
+from harness.method import Backward, Method
 from tests.toys import ToyTask, classifier, deviation, random_batch
 
 NAMES = registry.names("method")
-PAIRS = [[name] for name in NAMES] + [list(pair) for pair in itertools.permutations(NAMES, 2)]
+PAIRS = [[name] for name in NAMES] + [
+    [first, second] for first, second in itertools.permutations(NAMES, 2) if first not in registry.not_after(second)
+]
 LENGTHS = [3, 11, 5, 5, 8, 2, 13]
+SMALL: dict[str, dict[str, Any]] = {
+    "awp": {"start": 0.0},
+    "bottleneck_adapter": {"size": 4},
+    "lora": {"rank": 2, "dropout": 0.0},
+    "mixout": {"p": 0.5, "layers": "all", "units": "element"},
+}
 
 
 def edited(names: list[str], dropout: float = 0.0) -> tuple[nn.Module, list[Method]]:
-    """A tiny classifier under these methods, every own parameter away from its start."""
+    """A tiny classifier under these methods, as `assembly.assemble` makes it."""
     model = classifier(dropout=dropout)
-    head = ToyTask().head(model)
-    methods: list[Method] = [registry.build("method", name, {"dropout": 0.0} | _small(name)) for name in names]
+    head = [model.get_parameter(name) for name in ToyTask().head(model)]
+    methods: list[Method] = [registry.build("method", name, SMALL[name]) for name in names]
     for method in methods:
         model = method.edit_model(model)
-    own = set().union(*(method.trainable(model) or set() for method in methods))
-    surgery.freeze_except(model, own | head)
+    own = [chosen for method in methods if (chosen := method.trainable(model)) is not None]
+    if own:
+        surgery.freeze_except(model, surgery.names_of(model, head).union(*own))
+    for method in methods:
+        method.prepare(model, 1, 4)
     return model, methods
 
 
-def _small(name: str) -> dict[str, Any]:
-    return {"lora": {"rank": 2}, "bottleneck_adapter": {"size": 4}}.get(name, {})
+def wrapped(exact: Backward, model: nn.Module, methods: list[Method]) -> Backward:
+    backward = exact
+    for method in methods:
+        method.start_step(0)
+        backward = method.wrap_backward(backward, model)
+    return backward
 
 
 def moved(model: nn.Module) -> nn.Module:
@@ -62,11 +78,13 @@ def test_training_starts_at_the_pretrained_model(names: list[str]) -> None:
 
 @pytest.mark.parametrize("names", PAIRS, ids="+".join)
 def test_only_declared_parameters_and_the_head_train(names: list[str]) -> None:
-    model, _ = edited(names)
+    model, methods = edited(names)
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
-    assert {name for name, _ in classifier().named_parameters()} - ToyTask().head(model) <= {
-        name.replace(".base.", ".") for name in frozen
-    }
+    if any(method.trainable(model) is not None for method in methods):
+        pretrained = {name for name, _ in classifier().named_parameters()} - ToyTask().head(model)
+        assert pretrained <= {name.replace(".base.", ".") for name in frozen}
+    else:
+        assert not frozen
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
     before = checkpoint.trained_state(model)
     model(**random_batch(LENGTHS).per_token).logits.square().sum().backward()
@@ -83,11 +101,7 @@ def test_the_gradient_does_not_depend_on_the_cut(names: list[str]) -> None:
         moved(model)
         exact = ExactGradient(Accelerator(cpu=True), model, ToyTask(), budget)
         exact.load(random_batch(LENGTHS))
-        backward: Any = exact
-        for method in methods:
-            method.start_step(0)
-            backward = method.wrap_backward(backward, model)
-        backward()
+        wrapped(exact, model.train(), methods)()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 0
     assert max(deviation(a, b) for a, b in zip(*gradients, strict=True)) < 1e-10
@@ -120,3 +134,47 @@ def test_saved_weights_come_back(names: list[str], tmp_path: Any) -> None:
 def test_the_same_seed_makes_the_same_model(name: str) -> None:
     first, second = (checkpoint.trained_state(edited([name])[0]) for _ in range(2))
     assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+@pytest.mark.parametrize("names", PAIRS, ids="+".join)
+@pytest.mark.parametrize("failing", [1, 2])
+def test_an_exception_in_a_pass_leaves_the_weights_as_they_were(names: list[str], failing: int) -> None:
+    model, methods = edited(names)
+    moved(model)
+    exact = ExactGradient(Accelerator(cpu=True), model, ToyTask(), 1_000_000)
+    exact.load(random_batch(LENGTHS))
+    passes = itertools.count(1)
+
+    def backward() -> torch.Tensor:
+        if next(passes) == failing:
+            raise KeyboardInterrupt
+        return exact()
+
+    before = {name: (p.clone(), p.requires_grad) for name, p in model.named_parameters()}
+    chain = wrapped(backward, model.train(), methods)
+    if failing == 2 and "awp" not in names:
+        chain()
+    with pytest.raises(KeyboardInterrupt):
+        chain()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name][0])
+        assert parameter.requires_grad == before[name][1]
+
+
+@pytest.mark.parametrize("names", PAIRS, ids="+".join)
+def test_switched_off_it_computes_what_the_pretrained_model_did(names: list[str]) -> None:
+    model, _ = edited(names)
+    head = surgery.names_of(model, [model.get_parameter(n) for n, p in model.named_parameters() if "classifier" in n])
+    for name, parameter in moved(model).named_parameters():
+        if name in head or not any(word in name for word in ("lora_", "bottleneck_adapter")):
+            parameter.data.copy_(dict(classifier().named_parameters())[name.replace(".base.", ".")])
+    with surgery.disabled(model):
+        found = model(**random_batch(LENGTHS).per_token).logits
+    assert torch.equal(found, classifier()(**random_batch(LENGTHS).per_token).logits)
+
+
+@pytest.mark.parametrize("second", NAMES)
+def test_an_order_that_cannot_work_is_refused_with_the_reason(second: str) -> None:
+    for first, why in registry.not_after(second).items():
+        with pytest.raises(SpecError, match=f"methods.{second}: cannot stand below {first}: {why}"):
+            spec.load("full_finetune", [f"methods.{first}={{}}", f"methods.{second}={{}}"])

@@ -37,7 +37,7 @@ def selection(scores: list[float], monkeypatch: pytest.MonkeyPatch, *overrides: 
     nothing = Predictions(np.zeros(0, dtype=np.int64), np.zeros((0, 3)), ["a", "b", "c"], [])
     monkeypatch.setattr(evaluate, "predict", lambda *_: nothing)
     model = classifier()
-    assembled = Assembled(model, {}, set(), ParameterCount(1, 1, 1), {})
+    assembled = Assembled(model, {}, set(), ParameterCount(1, 1, 1), {}, {})
     task = ToyTask().with_batches([random_batch(lengths, seed=i) for i, lengths in enumerate(LENGTHS)])
     chosen = spec.load("full_finetune", [*OVERRIDES, *overrides])
     return Selection(
@@ -79,7 +79,7 @@ def test_a_score_that_is_not_a_number_is_a_failure(monkeypatch: pytest.MonkeyPat
 
 
 def step(loss: float, norm: float, was_skipped: bool) -> Step:
-    return Step(1, 1, False, torch.tensor(loss), torch.tensor(norm), 1e-3, 4, 20, 1, was_skipped)
+    return Step(1, 1, False, torch.tensor(loss), torch.tensor(norm), 1e-3, 4, 20, 1, was_skipped, {})
 
 
 def test_an_overflow_of_the_loss_scale_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:

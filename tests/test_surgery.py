@@ -20,8 +20,12 @@ from harness.surgery import role_of
         ("model.decoder.layers.0.encoder_attn.k_proj", "attention"),
         ("transformer.h.0.self_attention.query_key_value", "attention"),
         ("encoder.block.0.layer.0.SelfAttention.q", "attention"),
-        ("bert.pooler.dense", None),
-        ("classifier", None),
+        ("transformer.h.3.attn.c_attn", "attention"),
+        ("transformer.h.3.mlp.c_fc", "feed_forward"),
+        ("bert.pooler.dense", "head"),
+        ("classifier", "head"),
+        ("electra.embeddings_project", None),
+        ("albert.encoder.embedding_hidden_mapping_in", None),
     ],
 )
 def test_the_role_of_a_layer_by_its_place(name: str, role: str | None) -> None:

@@ -150,10 +150,10 @@ def test_schedules(schedule: str) -> None:
 
 def test_weight_decay_spares_biases_and_normalisation() -> None:
     model = classifier()
-    decayed, spared = parameter_groups(model, 0.1)
+    decayed, spared = parameter_groups(model, settings(weight_decay=0.1), {})
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
     names = {id(p): name for name, p in model.named_parameters()}
-    spared_names = {names[id(p)] for p in spared["params"]}  # type: ignore[attr-defined]
+    spared_names = {names[id(p)] for p in spared["params"]}
     assert spared_names == {name for name in names.values() if name.endswith("bias") or "LayerNorm" in name}
 
 

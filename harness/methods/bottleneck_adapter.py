@@ -1,10 +1,15 @@
-"""Sequential bottleneck adapters by forward hooks (Houlsby et al. 2019, arXiv 1902.00751, section 2.1).
+"""Bottleneck adapters by forward hooks, in the three published layouts.
 
-    z = sublayer(x);   out = LayerNorm(z + delta(z) + x),   delta(h) = W_up f(W_down h + b_down) + b_up
+    delta(h) = scaling * (W_up f(W_down h + b_down) + b_up),    x: input of the sub-layer, z: its output after dropout
 
-The adapter stands after the sub-layer's dropout and before the residual sum. W_up starts as zero, so that training
-starts at the pretrained model exactly; the LayerNorms stay frozen. Hazard: an adapter cannot be merged, it costs two
-matrix products per block at inference. Legend: B examples, T tokens, D width, M bottleneck size.
+    houlsby    out = LayerNorm(z + delta(z) + x)                   Houlsby et al. 2019, arXiv 1902.00751, section 2.1
+    pfeiffer   out = LayerNorm(z + delta(LayerNorm(z + x)) + x)    Pfeiffer et al. 2020, arXiv 2005.00247; 2005.00052
+    parallel   out = LayerNorm(z + delta(x) + x)                   He et al. 2021, arXiv 2110.04366; scaled: scaling 4
+
+In models that normalise before a sub-layer there is no LayerNorm around the sum; there `houlsby` and `parallel` apply.
+With init=identity W_up starts as zero, so that training starts at the pretrained model exactly; the LayerNorms stay
+frozen. Hazard: an adapter cannot be merged, it costs two matrix products per block at inference.
+Legend: B examples, T tokens, D width, M bottleneck size.
 """
 
 from __future__ import annotations
@@ -13,110 +18,197 @@ from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from harness import surgery
-from harness.errors import ModelError
+from harness.errors import ModelError, SpecError
 from harness.method import Method
+from harness.optim import Rule
 
 NAME = "bottleneck_adapter"
-
-# Where a block's sub-layer ends, after its dropout and before the residual sum: the first that a block has.
-_ENDS = {
-    "attention": ("attention.output.dropout", "attention.output_dropout", "attention", "attn", "self_attn"),
-    "feed_forward": ("output.dropout", "ffn_output", "ffn", "mlp"),
-}
 _NON_LINEARITIES: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
+# The module of a block that takes the hook: the first of these paths that it has.
+_PLACES: dict[str, dict[str, tuple[str, ...]]] = {
+    "houlsby": {  # where the sub-layer ends, after its dropout and before the residual sum
+        "attention": ("attention.output.dropout", "attention.output_dropout", "attention", "attn", "self_attn"),
+        "feed_forward": ("output.dropout", "ffn_output", "ffn", "mlp"),
+    },
+    "pfeiffer": {  # the LayerNorm around the residual sum
+        "attention": ("attention.output.LayerNorm", "attention.LayerNorm", "sa_layer_norm"),
+        "feed_forward": ("output.LayerNorm", "output_layer_norm", "full_layer_layer_norm"),
+    },
+    "parallel": {  # BERT's kin: the module that adds the residual x; others: the whole sub-layer
+        "attention": ("attention.output", "attention", "attn", "self_attn"),
+        "feed_forward": ("output", "ffn", "mlp"),
+    },
+}
 
-class Bottleneck(nn.Module):
-    """delta(h) = W_up f(W_down h + b_down) + b_up; 2 M D + M + D parameters."""
 
-    def __init__(self, width: int, size: int, non_linearity: str, dropout: float) -> None:
+class Bottleneck(surgery.Added):
+    """delta(h); 2 M D + M + D parameters."""
+
+    def __init__(
+        self, width: int, size: int, non_linearity: str = "gelu", dropout: float = 0.0, scaling: float = 1.0,
+        init: str = "identity",
+    ) -> None:  # fmt: skip
+        """`non_linearity`, `scaling` and `init` as in `BottleneckAdapter`."""
         super().__init__()
         self.down = nn.Linear(width, size)
         self.non_linearity = _NON_LINEARITIES[non_linearity]()
         self.dropout = nn.Dropout(dropout)
         self.up = nn.Linear(size, width)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
+        self.scaling = scaling
+        self.handle: Any = None
+        if init == "identity":
+            nn.init.zeros_(self.up.weight)
+            nn.init.zeros_(self.up.bias)
+            return
+        for linear in (self.down, self.up):
+            if init == "near_identity":
+                nn.init.trunc_normal_(linear.weight, std=0.01, a=-0.02, b=0.02)
+            elif init == "he":
+                nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+            else:
+                nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: [B, T, D] -> [B, T, D]."""
-        return self.up(self.dropout(self.non_linearity(self.down(hidden))))  # type: ignore[no-any-return]
+        return self.scaling * self.up(self.dropout(self.non_linearity(self.down(hidden))))  # type: ignore[no-any-return]
 
 
-def _add_adapter(module: nn.Module, inputs: Any, output: Any) -> Any:
-    """The hook: z -> z + delta(z). It finds the adapter through the module, so that it survives deepcopy and pickle."""
-    adapter = module.get_submodule(NAME)
-    if isinstance(output, tuple):
-        return (output[0] + adapter(output[0]), *output[1:])
-    return output + adapter(output)
+# The hooks find their adapter through the module they hang on, so that they survive deepcopy and pickle.
 
 
-def insert(module: nn.Module, adapter: Bottleneck) -> RemovableHandle:
-    """Register the adapter as a sub-module and add its output to the module's. Raises ModelError if there is one."""
+def _after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    """Houlsby: z -> z + delta(z)."""
+    return _add(module, output, output[0] if isinstance(output, tuple) else output)
+
+
+def _beside(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    """Parallel, on a whole sub-layer: z -> z + delta(x)."""
+    return _add(module, output, args[0] if args else kwargs["hidden_states"])
+
+
+def _add(module: nn.Module, output: Any, hidden: Tensor) -> Any:
+    adapter: Any = getattr(module, NAME)
+    if not adapter.enabled:
+        return output
+    return (output[0] + adapter(hidden), *output[1:]) if isinstance(output, tuple) else output + adapter(hidden)
+
+
+def _residual(module: nn.Module, args: Any) -> Any:
+    """Parallel, on a module that is called with (hidden, x) and adds x: x -> x + delta(x)."""
+    adapter: Any = getattr(module, NAME)
+    return (args[0], args[1] + adapter(args[1]), *args[2:]) if adapter.enabled else args
+
+
+def _around(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """Pfeiffer, on the LayerNorm: LN(z + x) -> LN(z + x + delta(LN(z + x)))."""
+    adapter: Any = getattr(module, NAME)
+    return module.forward(args[0] + adapter(output)) if adapter.enabled else output
+
+
+def insert(module: nn.Module, adapter: Bottleneck, layout: str = "houlsby") -> None:
+    """Register the adapter and its hook in a place that `places` found. Raises ModelError if it has one already."""
     if hasattr(module, NAME):
         raise ModelError(f"this module already has a {NAME}", fix="remove it first")
     module.add_module(NAME, adapter)
-    return module.register_forward_hook(_add_adapter)
+    if layout == "pfeiffer":
+        adapter.handle = module.register_forward_hook(_around)
+    elif layout == "parallel" and _adds_residual(module):
+        adapter.handle = module.register_forward_pre_hook(_residual)
+    else:
+        hook = _after if layout == "houlsby" else _beside
+        adapter.handle = module.register_forward_hook(hook, with_kwargs=True)
 
 
-def remove(module: nn.Module, handle: RemovableHandle) -> None:
-    """Undo `insert`: afterwards the model computes bit for bit what it did before."""
-    handle.remove()
-    delattr(module, NAME)
+def remove(model: nn.Module) -> None:
+    """Undo every `insert`: afterwards the model computes bit for bit what it did before."""
+    for module in list(model.modules()):
+        if isinstance(adapter := getattr(module, NAME, None), Bottleneck):
+            adapter.handle.remove()
+            delattr(module, NAME)
 
 
-def ends(model: nn.Module, after: list[str]) -> dict[str, nn.Module]:
-    """The modules after which adapters go, by name.
+def places(model: nn.Module, sublayers: list[str], layout: str = "houlsby") -> dict[str, nn.Module]:
+    """The modules that take an adapter, by name.
 
     Raises:
-        ModelError: no block of the model has a place for one of them.
+        ModelError: no block of the model has a place for one of the sub-layers.
     """
     found: dict[str, nn.Module] = {}
-    for sublayer in after:
+    for sublayer in sublayers:
         here: dict[str, nn.Module] = {}
         for block_name, block in surgery.blocks(model):
             inside = dict(block.named_modules())
-            end = next((end for end in _ENDS[sublayer] if end in inside), None)
-            if end is not None:
-                here[f"{block_name}.{end}"] = inside[end]
+            place = next((path for path in _PLACES[layout][sublayer] if _fits(inside.get(path), layout)), None)
+            if place is not None:
+                here[f"{block_name}.{place}"] = inside[place]
         if not here:
             raise ModelError(
-                f"no block of {type(model).__name__} ends a {sublayer} sub-layer in a way known here",
-                where=f"methods.{NAME}.after",
-                fix=f"known ends: {', '.join(_ENDS[sublayer])}",
+                f"no block of {type(model).__name__} has a place known here for layout {layout} at {sublayer}",
+                where=f"methods.{NAME}",
+                fix=f"known places: {', '.join(_PLACES[layout][sublayer])}",
             )
         found |= here
     return found
 
 
+def _fits(module: nn.Module | None, layout: str) -> bool:
+    """A parallel adapter spans the sub-layer: neither a linear layer of it (ALBERT's `ffn`), nor one whose output is
+    normalised already (ALBERT's `attention`).
+    """
+    if module is None or layout != "parallel":
+        return module is not None
+    return not surgery.is_linear(module) and (_adds_residual(module) or not hasattr(module, "LayerNorm"))
+
+
+def _adds_residual(module: nn.Module) -> bool:
+    """Whether the module is called with (hidden, x) and normalises their sum, as BERT's `output`."""
+    return hasattr(module, "LayerNorm") and hasattr(module, "dense") and not hasattr(module, "query")
+
+
 class BottleneckAdapter(Method):
-    """A bottleneck after the attention and/or the feed-forward sub-layer of every block."""
+    """A bottleneck at the attention and/or the feed-forward sub-layer of every block."""
 
     size: int = Field(default=64, ge=1)
     """Units M of the bottleneck."""
+    reduction_factor: float | None = Field(default=None, ge=1)
+    """Instead of a size: M = D / factor."""
     after: list[Literal["attention", "feed_forward"]] = Field(default=["feed_forward"], min_length=1, max_length=2)
     """The sub-layers that get one."""
+    layout: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
+    """What the bottleneck reads and where its output is added; the formulas stand at the top of this file."""
+    scaling: float = Field(default=1.0, gt=0)
+    """Factor on delta; the scaled parallel adapter has 4."""
     non_linearity: Literal["gelu", "relu", "silu", "tanh"] = "gelu"
     """f."""
+    init: Literal["identity", "near_identity", "he", "xavier"] = "identity"
+    """`identity`: W_up = 0; `near_identity`: both N(0, 0.01) truncated at 2 sd (Houlsby); `he`, `xavier`: both so."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout inside the bottleneck."""
+    weight_decay: float | None = Field(default=None, ge=0)
+    """Weight decay of W_down and W_up; null: `train.weight_decay`."""
 
     def edit_model(self, model: nn.Module) -> nn.Module:
-        """Insert the adapters. Raises ModelError where the model has no place for them."""
+        """Insert the adapters. Raises ModelError where the model has no place, SpecError for a size given twice."""
+        if self.reduction_factor and "size" in self.model_fields_set:
+            what = "size and reduction_factor are both given, and both say how many units there are"
+            raise SpecError(what, where=f"methods.{NAME}", fix="give one of them")
         width = model.get_parameter(next(name for name, p in model.named_parameters() if p.ndim == 2)).shape[-1]
         width = getattr(getattr(model, "config", None), "hidden_size", width)
+        size = max(1, int(width / self.reduction_factor)) if self.reduction_factor else self.size
         like = next(model.parameters())
-        for module in ends(model, list(self.after)).values():
-            adapter = Bottleneck(width, self.size, self.non_linearity, self.dropout)
-            insert(module, adapter.to(device=like.device, dtype=like.dtype).train(module.training))
+        for module in places(model, [*self.after], self.layout).values():
+            adapter = Bottleneck(width, size, self.non_linearity, self.dropout, self.scaling, self.init)
+            insert(module, adapter.to(device=like.device, dtype=like.dtype).train(module.training), self.layout)
         return model
 
     def trainable(self, model: nn.Module) -> set[str] | None:
         """Both projections of every adapter."""
         return {name for name, _ in model.named_parameters() if f".{NAME}." in name}
 
-
-__all__ = ["Bottleneck", "BottleneckAdapter", "ends", "insert", "remove"]
+    def optimizer_rules(self, model: nn.Module) -> dict[str, Rule]:
+        """The adapters' own weight decay."""
+        return {name: Rule(weight_decay=self.weight_decay) for name in self.trainable(model) or ()}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import ModelError
-from harness.methods.bottleneck_adapter import BottleneckAdapter, ends, insert, remove
+from harness.methods.bottleneck_adapter import BottleneckAdapter, remove
 from tests.toys import FAMILIES, classifier, deviation, random_batch
 
 INPUTS = random_batch([5, 9, 3]).per_token
@@ -87,16 +87,17 @@ def test_a_copy_has_adapters_of_its_own() -> None:
     assert not torch.equal(adapted(**INPUTS).logits, before)
 
 
-def test_removal_restores_the_model_bit_for_bit() -> None:
-    model = classifier()
-    method = BottleneckAdapter(size=4)
-    spare = randomised(method.edit_model(classifier()))
-    adapters = [module.get_submodule("bottleneck_adapter") for module in ends(spare, ["feed_forward"]).values()]
-    places = list(ends(model, ["feed_forward"]).values())
-    handles = [insert(place, adapter) for place, adapter in zip(places, adapters, strict=True)]  # type: ignore[arg-type]
+@pytest.mark.parametrize("layout", ["houlsby", "pfeiffer", "parallel"])
+def test_removal_restores_the_model_bit_for_bit(layout: Any) -> None:
+    model = randomised(
+        BottleneckAdapter(size=4, after=["attention", "feed_forward"], layout=layout).edit_model(classifier())
+    )
+    twin = copy.deepcopy(model)
     assert not torch.equal(model(**INPUTS).logits, classifier()(**INPUTS).logits)
-    for place, handle in zip(places, handles, strict=True):
-        remove(place, handle)
+    remove(model)
+    assert not torch.equal(twin(**INPUTS).logits, classifier()(**INPUTS).logits)
+    remove(twin)
+    assert torch.equal(twin(**INPUTS).logits, classifier()(**INPUTS).logits)
     assert torch.equal(model(**INPUTS).logits, classifier()(**INPUTS).logits)
     assert model.state_dict().keys() == classifier().state_dict().keys()
 
@@ -108,5 +109,5 @@ def test_applying_twice_is_an_error_not_a_second_adapter() -> None:
 
 def test_a_model_without_a_place_is_an_error() -> None:
     model = nn.Sequential(nn.ModuleList([nn.Linear(4, 4)]))
-    with pytest.raises(ModelError, match=r"methods\.bottleneck_adapter\.after: no block of Sequential"):
+    with pytest.raises(ModelError, match=r"methods\.bottleneck_adapter: no block of Sequential"):
         BottleneckAdapter().edit_model(model)

@@ -1,0 +1,195 @@
+"""Mixout: with probability p a weight is its start value for a step (Lee et al. 2020, arXiv 1909.11299, section 3).
+
+    w_mixed = target + (w - target) * keep / (1 - p),     keep ~ Bernoulli(1 - p),     d w_mixed / d w = keep / (1 - p)
+
+So w_mixed is w on average, the target stays untouched, and w = target is a fixed point of every mask. The target is a
+snapshot of this run's own start: the loaded weight, for a new head its initialisation. Of a LoRA layer the target is
+the frozen base, so that the update is mixed: W0 + scale B A * keep / (1 - p). Masks are per element, or per unit:
+`input` drops whole input units (what the paper's code does), `output` whole output units. Evaluation uses w itself.
+Hazards: the gradient of the paper's code lacks the factor 1 / (1 - p); weight decay toward zero works against the pull
+to the target and is off for mixed weights; with p near 1 few weights learn in a step, so take a larger learning rate.
+Legend: I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from harness import surgery
+from harness.errors import ModelError, SpecError
+from harness.method import Backward, Method
+from harness.optim import Rule
+
+_ROLES = {"head": {"head"}, "encoder": {"attention", "feed_forward"}, "all": {"attention", "feed_forward", "head"}}
+
+
+def keep_factor(
+    shape: tuple[int, int], p: float, units: str, like: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """keep / (1 - p) for a weight [O, I]: of that shape for `element`, [1, I] for `input`, [O, 1] for `output`."""
+    outputs, inputs = shape
+    rows, columns = {"element": (outputs, inputs), "input": (1, inputs), "output": (outputs, 1)}[units]
+    empty = torch.empty(rows, columns, dtype=like.dtype, device=like.device)
+    return empty.bernoulli_(1 - p, generator=generator).div_(1 - p)
+
+
+def mix(weight: Tensor, target: Tensor, factor: Tensor) -> Tensor:
+    """target + (weight - target) * factor, with factor = keep / (1 - p). All broadcast to [O, I]."""
+    return target + (weight - target) * factor
+
+
+class Mask(nn.Module):
+    """The factor of one layer: drawn anew in every forward, or held from one `draw` to the next."""
+
+    def __init__(self, shape: tuple[int, int], p: float, units: str, scope: str) -> None:
+        """`shape` [O, I]; the other arguments as in `Mixout`."""
+        super().__init__()
+        self.shape, self.p, self.units, self.scope = shape, p, units, scope
+        self.current: Tensor | None = None
+
+    def draw(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A factor of the dtype and on the device of `like`; by default from torch's global generator."""
+        return keep_factor(self.shape, self.p, self.units, like, generator)
+
+    def forward(self, like: Tensor) -> Tensor | None:
+        """The factor for this forward; None: the layer is used as it is."""
+        return self.draw(like) if self.scope == "forward" else self.current
+
+
+class MixLinear(nn.Linear):
+    """A linear layer, with its own parameters under their own names, that remembers where it started."""
+
+    target: Tensor
+
+    def __init__(self, linear: nn.Linear, mask: Mask) -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.register_buffer("target", linear.weight.detach().clone(), persistent=False)  # [O, I]
+        self.mask = mask
+        self.train(linear.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., I] -> [..., O]. With one mask per step the weight itself is mixed around the whole backward."""
+        if self.training and self.mask.scope == "forward":
+            return F.linear(x, mix(self.weight, self.target, self.mask.draw(self.weight)), self.bias)
+        return F.linear(x, self.weight, self.bias)
+
+
+class Mixout(Method):
+    """Mixout on the linear layers of a role that train, LoRA layers included; biases are not mixed."""
+
+    not_after: ClassVar[dict[str, str]] = {"awp": "the attack has to start from the weights, not from mixed ones"}
+
+    p: float = Field(default=0.1, ge=0, lt=1)
+    """Probability that a weight is its start value; 0 is off."""
+    layers: Literal["head", "encoder", "all"] = "head"
+    """`head`: layers outside the blocks; `encoder`: attention and feed-forward layers of the blocks; `all`: both."""
+    units: Literal["element", "input", "output"] = "input"
+    """What is drawn: each weight, or all weights of an input or output unit at once."""
+    scope: Literal["step", "forward"] = "step"
+    """One mask per optimizer step, so that the cut of a batch changes nothing, or a new one in every forward."""
+
+    _seed: int = PrivateAttr(0)
+    _step: int = PrivateAttr(0)
+
+    def prepare(self, model: nn.Module, steps_per_epoch: int, total_steps: int) -> str:
+        """Put masks on what trains. Raises ModelError if nothing of the role does, SpecError for LoRA with dropout."""
+        self._seed = torch.initial_seed()
+        if self.p == 0:
+            return "off, because p = 0"
+        chosen = [name for name in surgery.layers(model) if surgery.role_of(name) in _ROLES[self.layers]]
+        mixed = [name for name in chosen if self._mix(model, name)]
+        if not mixed:
+            what = f"no linear layer with the role '{self.layers}' trains: a frozen one is its start value already"
+            raise ModelError(what, where="methods.mixout.layers", fix="take another role, or leave mixout out")
+        drawn = f"{self.units} masks drawn once per {self.scope}"
+        return f"{len(mixed)} layers such as {mixed[0]}, p = {self.p:g}, {drawn}; no weight decay on them"
+
+    def _mix(self, model: nn.Module, name: str) -> bool:
+        """Put a mask on this layer if it trains; returns whether it does."""
+        layer: Any = model.get_submodule(name)
+        if hasattr(layer, "update_mask"):  # a LoRA layer
+            if layer.base.weight.requires_grad:
+                what = f"{name} belongs to the new head, which trains whole, and has LoRA: what is its start value?"
+                raise SpecError(what, where="methods.mixout.layers", fix="give lora or mixout other layers")
+            if layer.dropout.p:
+                what = "mixout on a LoRA layer takes the place of its dropout"
+                raise SpecError(what, where="methods.lora.dropout", fix="set it to 0")
+            layer.update_mask = self._mask(layer.lora_b.shape[0], layer.lora_a.shape[1])
+            return True
+        if not any(parameter.requires_grad for parameter in layer.parameters()):
+            return False
+        if surgery.is_wrapped(layer) or not isinstance(layer, nn.Linear):
+            what = f"{name} is a {type(layer).__name__}; mixout is for nn.Linear and the LoRA of this harness"
+            raise ModelError(what, where="methods.mixout.layers", fix="take another role")
+        surgery.replace(model, name, MixLinear(layer, self._mask(*layer.weight.shape)))
+        return True
+
+    def _mask(self, outputs: int, inputs: int) -> Mask:
+        return Mask((outputs, inputs), self.p, self.units, self.scope)
+
+    def optimizer_rules(self, model: nn.Module) -> dict[str, Rule]:
+        """No weight decay on mixed weights: it would pull them to zero, mixout pulls them to their start."""
+        mixed = [name for name, module in model.named_modules() if isinstance(module, MixLinear)]
+        return {f"{name}.weight": Rule(weight_decay=0.0) for name in mixed}
+
+    def start_step(self, step: int) -> None:
+        """The masks of a step follow from the run's seed and the step: the same in every process and after a resume."""
+        self._step = step
+
+    def wrap_backward(self, backward: Backward, model: nn.Module) -> Backward:
+        """With one mask per step: mix the weights in place, take the gradient, put the weights back bit for bit."""
+        if self.scope == "forward" or self.p == 0:
+            return backward
+
+        def mixed() -> Tensor:
+            generators: dict[torch.device, torch.Generator] = {}
+            restored: list[tuple[Tensor, Tensor, Tensor]] = []  # weight, its value, factor
+            with torch.no_grad():
+                for layer in model.modules():
+                    if isinstance(layer, MixLinear):
+                        factor = layer.mask.draw(layer.weight, self._generator(layer.weight.device, generators))
+                        restored.append((layer.weight, layer.weight.clone(), factor))
+                        layer.weight.copy_(mix(layer.weight, layer.target, factor))
+                    elif isinstance(mask := getattr(layer, "update_mask", None), Mask):
+                        like: Any = layer.lora_a
+                        mask.current = mask.draw(like, self._generator(like.device, generators))
+            try:
+                loss = backward()
+            finally:
+                with torch.no_grad():
+                    for weight, value, _ in restored:
+                        weight.copy_(value)
+            for weight, _, factor in restored:
+                if weight.grad is not None:
+                    weight.grad.mul_(factor)
+            return loss
+
+        return mixed
+
+    def _generator(self, device: torch.device, known: dict[torch.device, torch.Generator]) -> torch.Generator:
+        """This step's generator on a device, seeded when it is first asked for."""
+        if device not in known:
+            known[device] = torch.Generator(device).manual_seed((self._seed * 1_000_003 + self._step) % 2**63)
+        return known[device]
+
+    @property
+    def can_merge(self) -> bool:
+        """Nothing is added at inference."""
+        return False
+
+    def merge(self, model: nn.Module) -> nn.Module:
+        """Back to plain linear layers, with the weights they have."""
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, MixLinear):
+                plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+                plain.weight, plain.bias = layer.weight, layer.bias
+                surgery.replace(model, name, plain.train(layer.training))
+            elif hasattr(layer, "update_mask"):
+                layer.update_mask = None
+        return model
