@@ -92,6 +92,5 @@ def assemble(spec: Spec, loaded: Loaded, seed: int) -> Assembled:
     families = {**own, "head": head, "pretrained": sizes.keys() - head.union(*own.values())}
     by_family = {family: sum(sizes.get(name, 0) for name in names) for family, names in families.items()}
     per_epoch = loaded.task.num_batches(spec.train.batch_size)
-    steps = per_epoch, spec.train.total_steps(per_epoch)
-    notes = {name: note for name, method in methods.items() if (note := method.prepare(model, *steps))}
+    notes = {name: note for name, method in methods.items() if (note := method.prepare(model, spec.train, per_epoch))}
     return Assembled(model, methods, head, surgery.count_parameters(model, pretrained), by_family, notes)

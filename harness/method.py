@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from harness.optim import Rule
+from harness.optim import Rule, Train
 from harness.settings import Settings
 
 Backward = Callable[[], Tensor]
@@ -35,7 +35,7 @@ class Method(Settings):
         """
         return None
 
-    def prepare(self, model: nn.Module, steps_per_epoch: int, total_steps: int) -> str:
+    def prepare(self, model: nn.Module, train: Train, steps_per_epoch: int) -> str:
         """Called once, when every method has edited the model and what trains is decided.
 
         May replace modules as long as every parameter keeps its name. Returns what the method will do in this run, for

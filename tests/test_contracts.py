@@ -22,6 +22,7 @@ PAIRS = [[name] for name in NAMES] + [
     [first, second] for first, second in itertools.permutations(NAMES, 2) if first not in registry.not_after(second)
 ]
 LENGTHS = [3, 11, 5, 5, 8, 2, 13]
+TRAIN = spec.load("full_finetune").train
 SMALL: dict[str, dict[str, Any]] = {
     "awp": {"start": 0.0},
     "bottleneck_adapter": {"size": 4},
@@ -41,7 +42,7 @@ def edited(names: list[str], dropout: float = 0.0) -> tuple[nn.Module, list[Meth
     if own:
         surgery.freeze_except(model, surgery.names_of(model, head).union(*own))
     for method in methods:
-        method.prepare(model, 1, 4)
+        method.prepare(model, TRAIN, 1)
     return model, methods
 
 

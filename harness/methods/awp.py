@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from harness import seeding, surgery
 from harness.errors import ModelError, SpecError
 from harness.method import Backward, Method
+from harness.optim import Train
 
 _SETTINGS = {"relative": {"gamma"}, "box": {"adv_lr", "adv_eps"}, "sam": {"rho"}}
 _TINY = 1e-6
@@ -123,7 +124,7 @@ class AWP(Method):
     def _takes_everything(self) -> bool:
         return self.rule == "sam" and self.layers == "all"
 
-    def prepare(self, model: nn.Module, steps_per_epoch: int, total_steps: int) -> str:
+    def prepare(self, model: nn.Module, train: Train, steps_per_epoch: int) -> str:
         """Raises SpecError for settings without effect, ModelError if nothing of the role trains."""
         dead = (set().union(*_SETTINGS.values()) - _SETTINGS[self.rule]) & self.model_fields_set
         if dead:
@@ -132,17 +133,17 @@ class AWP(Method):
                 what, where=f"methods.awp.{min(dead)}", fix=f"leave it out, or take another rule ({_rules()})"
             )
         self._steps_per_epoch = steps_per_epoch
-        epochs = math.ceil(total_steps / steps_per_epoch)
-        if not any(self.is_active(step) for step in range(epochs * steps_per_epoch)):
-            what = f"never active in {epochs} epochs of {steps_per_epoch} steps"
+        if not any(self.is_active(step) for step in range(train.epochs * steps_per_epoch)):
+            what = f"never active in {train.epochs} epochs of {steps_per_epoch} steps"
             raise SpecError(what, where="methods.awp", fix="start earlier, or train longer")
         if not (names := self.attacked(model)):
             what = f"nothing with the role '{self.layers}' trains, and only what trains is attacked"
             raise ModelError(what, where="methods.awp.layers", fix="take another role, or leave awp out")
         if self.is_off():
             return "off, because the size of its perturbation is 0"
-        active = sum(self.is_active(step) for step in range(total_steps))
-        return f"rule {self.rule}, attacks {len(names)} tensors in {active} of {total_steps} steps"
+        steps = train.total_steps(steps_per_epoch)
+        active = sum(self.is_active(step) for step in range(steps))
+        return f"rule {self.rule}, attacks {len(names)} tensors in {active} of {steps} steps"
 
     def start_step(self, step: int) -> None:
         """The schedule counts optimizer steps."""

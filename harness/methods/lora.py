@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from harness import storage, surgery
 from harness.errors import ModelError, StorageError
 from harness.method import Method
-from harness.optim import Rule
+from harness.optim import Rule, Train
 
 
 class LoRALinear(surgery.Added):
@@ -294,7 +294,7 @@ class LoRA(Method):
         """The matrices A and B."""
         return set(lora_state(model))
 
-    def prepare(self, model: nn.Module, steps_per_epoch: int, total_steps: int) -> str:
+    def prepare(self, model: nn.Module, train: Train, steps_per_epoch: int) -> str:
         """Says where it is and how fast it learns."""
         layers = lora_layers(model)
         faster = f", B learns {self.learning_rate_ratio:g} times as fast as A" if self.learning_rate_ratio != 1 else ""

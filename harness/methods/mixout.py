@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from harness import surgery
 from harness.errors import ModelError, SpecError
 from harness.method import Backward, Method
-from harness.optim import Rule
+from harness.optim import Rule, Train
 
 _ROLES = {"head": {"head"}, "encoder": {"attention", "feed_forward"}, "all": {"attention", "feed_forward", "head"}}
 
@@ -97,7 +97,7 @@ class Mixout(Method):
     _seed: int = PrivateAttr(0)
     _step: int = PrivateAttr(0)
 
-    def prepare(self, model: nn.Module, steps_per_epoch: int, total_steps: int) -> str:
+    def prepare(self, model: nn.Module, train: Train, steps_per_epoch: int) -> str:
         """Put masks on what trains. Raises ModelError if nothing of the role does, SpecError for LoRA with dropout."""
         self._seed = torch.initial_seed()
         if self.p == 0:
