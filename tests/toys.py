@@ -30,8 +30,27 @@ _SIZES: dict[str, dict[str, Any]] = {
         "intermediate_size": 24,
     },
     "distilbert": {"dim": 16, "n_heads": 2, "n_layers": 2, "hidden_dim": 24},
+    "deberta-v2": {
+        "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 24,
+        "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_position_embeddings": 64,
+    },
+    "albert": {
+        "hidden_size": 16, "embedding_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2,
+        "intermediate_size": 24,
+    },
+    "modernbert": {
+        "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 24, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2,
+    },
+    "gpt2": {"n_embd": 16, "n_head": 2, "n_layer": 2, "n_inner": 24, "n_positions": 64, "pad_token_id": 0,
+        "bos_token_id": 1, "eos_token_id": 2},
+    "llama": {
+        "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 24,
+        "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    },
 }  # fmt: skip
-FAMILIES = tuple(_SIZES)
+FAMILIES = ("bert", "roberta", "electra", "distilbert")
+ALL_FAMILIES = tuple(_SIZES)
 
 
 def classifier(family: str = "bert", dropout: float = 0.0, labels: int = 3) -> nn.Module:
@@ -42,6 +61,9 @@ def classifier(family: str = "bert", dropout: float = 0.0, labels: int = 3) -> n
         "dropout",
         "attention_dropout",
         "seq_classif_dropout",
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
     )
     config = AutoConfig.for_model(
         family, vocab_size=VOCABULARY, num_labels=labels, **_SIZES[family], **dict.fromkeys(names, dropout)

@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.errors import ModelError
-from harness.methods.bottleneck_adapter import BottleneckAdapter, remove
-from tests.toys import FAMILIES, classifier, deviation, random_batch
+from harness import surgery
+from harness.errors import ModelError, SpecError
+from harness.methods.bottleneck_adapter import Bottleneck, BottleneckAdapter, remove
+from harness.optim import Train, parameter_groups
+from tests.test_train import SETTINGS
+from tests.toys import ALL_FAMILIES, classifier, deviation, random_batch
 
 INPUTS = random_batch([5, 9, 3]).per_token
 
@@ -23,12 +26,34 @@ def randomised(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("after", [["feed_forward"], ["attention", "feed_forward"]])
-def test_training_starts_at_the_pretrained_model_exactly(family: str, after: Any) -> None:
-    adapted = BottleneckAdapter(size=4, after=after).edit_model(classifier(family))
+LAYOUTS = ["houlsby", "pfeiffer", "parallel"]
+NO_PLACE = {  # models that normalise before the sub-layer have no LayerNorm around the sum; ALBERT's has no seam inside
+    "pfeiffer": ("modernbert", "gpt2", "llama"),
+    "parallel": ("albert",),
+    "houlsby": (),
+}
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("after", [["feed_forward"], ["attention"], ["attention", "feed_forward"]])
+def test_training_starts_at_the_pretrained_model_exactly(family: str, layout: Any, after: Any) -> None:
+    method = BottleneckAdapter(size=4, after=after, layout=layout)
+    if family in NO_PLACE[layout]:
+        with pytest.raises(ModelError, match=f"has a place known here for layout {layout}"):
+            method.edit_model(classifier(family))
+        return
+    adapted = method.edit_model(classifier(family))
     assert torch.equal(adapted(**INPUTS).logits, classifier(family)(**INPUTS).logits)
-    assert len(BottleneckAdapter.trainable(BottleneckAdapter(), adapted) or ()) == 2 * len(after) * 4
+    blocks = 1 if family == "albert" else 2
+    assert len(method.trainable(adapted) or ()) == blocks * len(after) * 4
+    for name in method.trainable(adapted) or ():
+        assert adapted.get_parameter(name).shape in {(4,), (16,), (4, 16), (16, 4)}
+    changed = randomised(adapted)(**INPUTS).logits
+    assert deviation(changed, classifier(family)(**INPUTS).logits) > 1e-4
+    with surgery.disabled(adapted):
+        assert torch.equal(adapted(**INPUTS).logits, classifier(family)(**INPUTS).logits)
+    assert torch.equal(adapted(**INPUTS).logits, changed)
 
 
 def delta(adapter: Any, hidden: Tensor) -> Tensor:
@@ -111,3 +136,47 @@ def test_a_model_without_a_place_is_an_error() -> None:
     model = nn.Sequential(nn.ModuleList([nn.Linear(4, 4)]))
     with pytest.raises(ModelError, match=r"methods\.bottleneck_adapter: no block of Sequential"):
         BottleneckAdapter().edit_model(model)
+
+
+@pytest.mark.parametrize(
+    ("init", "low", "high"), [("near_identity", 1e-5, 0.05), ("he", 0.3, 9.0), ("xavier", 0.2, 9.0)]
+)
+def test_how_far_from_identity_an_adapter_starts(init: str, low: float, high: float) -> None:
+    """At D = 384 and M = 64, relative to the hidden state."""
+    torch.manual_seed(0)
+    adapter = Bottleneck(384, 64, "relu", init=init)
+    hidden = torch.randn(100, 384)
+    ratio = float(adapter(hidden).detach().norm() / hidden.norm())
+    assert low < ratio < high
+    assert not adapter.down.bias.any()
+    assert not adapter.up.bias.any()
+    spread = {"near_identity": 0.01 * 0.8796, "he": (2 / 384) ** 0.5, "xavier": (2 / (384 + 64)) ** 0.5}[init]
+    assert float(adapter.down.weight.detach().std()) == pytest.approx(spread, rel=0.02)
+    assert init != "near_identity" or float(adapter.down.weight.detach().abs().max()) <= 0.02
+
+
+def test_scaling_multiplies_the_whole_of_delta() -> None:
+    torch.manual_seed(0)
+    plain, scaled = Bottleneck(8, 4, init="he"), Bottleneck(8, 4, init="he", scaling=4.0)
+    nn.init.ones_(plain.up.bias)
+    scaled.load_state_dict(plain.state_dict())
+    hidden = torch.randn(5, 8)
+    assert torch.equal(scaled(hidden), 4 * plain(hidden))
+
+
+def test_a_size_by_reduction_factor() -> None:
+    adapted = BottleneckAdapter(reduction_factor=3).edit_model(classifier())
+    assert adapted.get_parameter("bert.encoder.layer.0.output.dropout.bottleneck_adapter.down.bias").shape == (5,)
+    with pytest.raises(SpecError, match=r"methods\.bottleneck_adapter: size and reduction_factor are both given"):
+        BottleneckAdapter(size=4, reduction_factor=3).edit_model(classifier())
+
+
+def test_adapters_have_their_own_weight_decay() -> None:
+    method = BottleneckAdapter(size=4, weight_decay=0.7)
+    model = method.edit_model(classifier())
+    groups = parameter_groups(model, Train.model_validate(SETTINGS), method.optimizer_rules(model))
+    names = {id(p): name for name, p in model.named_parameters()}
+    decays = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    assert {d for n, d in decays.items() if "adapter" in n} == {0.7, 0.0}
+    assert all(decays[n] == 0.7 for n in decays if n.endswith(("down.weight", "up.weight")))
+    assert decays["classifier.weight"] == 0.1
