@@ -5,7 +5,7 @@ READY := .venv/.ready
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup demo test check lint ui
+.PHONY: help setup demo methods test check lint ui
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: setup  ## set up, then train exp=lora_adapter on real reviews, tracked in MLflow
 	$(LAUNCH) launch.py exp=lora_adapter
+
+methods: setup  ## train every experiment with three seeds, unless done already, and print the table (hours)
+	$(BIN)/python benchmarks/methods.py
 
 test: lint  ## set up, lint, check types, run all tests (what CI runs)
 	$(BIN)/python -m pytest --durations=10

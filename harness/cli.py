@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, SpecError
 
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -107,6 +107,24 @@ def baselines(
     rows = module.measure(splits, chosen.data, chosen.model.name, chosen.model.revision)
     cells = [[row["name"], f"{row['f1_macro']:.3f}", f"{row['accuracy']:.3f}"] for row in rows]
     print(report.markdown_table(["on the test split", "macro-F1", "accuracy"], cells))
+
+
+@app.command()
+def table(
+    names: Annotated[list[str] | None, typer.Argument(help="experiments; default: all that have runs")] = None,
+    output: Annotated[Path, typer.Option(help="the folder of runs, relative to the project")] = Path("mlruns"),
+    as_csv: Annotated[bool, typer.Option("--csv", help="one line per run, for programs")] = False,
+) -> None:
+    """Finished runs side by side: scores, parameters, seconds and memory, against full fine-tuning."""
+    from harness import table as module
+    from harness.storage import PROJECT
+
+    rows = module.read(PROJECT / output, names or ())
+    if not rows:
+        raise SpecError(
+            f"there is no finished run in {PROJECT / output / 'runs'}", fix="make one, or name another --output"
+        )
+    print(module.to_csv(rows) if as_csv else module.render(rows))
 
 
 def main() -> None:

@@ -115,7 +115,7 @@ class Spec(Settings):
 
     def flat(self) -> dict[str, Any]:
         """The same as dotted keys; what MLflow shows as params."""
-        return dict(_flatten(self.resolved()))
+        return dict(flatten(self.resolved()))
 
 
 def names() -> list[str]:
@@ -249,9 +249,10 @@ def _siblings(path: list[str]) -> list[str]:
     return sorted(set(here.model_fields) - {"name", "story"} if here is Spec else here.model_fields)
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as dotted keys."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

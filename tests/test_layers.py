@@ -33,7 +33,7 @@ LAYERS = [
     ["tasks", "checkpoint", "gradients", "evaluate", "baselines"],
     ["train", "assembly", "verification"],
     ["fingerprint", "report", "selection", "deployment"],
-    ["plan", "replicates"],
+    ["plan", "replicates", "table"],
     ["run"],
     ["command", "cli"],
 ]
@@ -41,7 +41,7 @@ DOORS = {
     "mlflow": {"tracking_mlflow"},
     "hydra": {"spec"},
     "omegaconf": {"spec"},
-    "yaml": {"yaml_source", "run"},
+    "yaml": {"yaml_source", "run", "table"},
     "accelerate": {"gradients", "train", "evaluate", "selection", "deployment", "run", "fingerprint"},
     "transformers": {"tasks", "optim", "baselines"},
     "peft": {"methods"},
