@@ -20,6 +20,8 @@ import torch, torch.distributed as dist
 from datetime import timedelta
 from harness import train
 from harness.gradients import ExactGradient
+from harness.methods.awp import AWP
+from harness.methods.mixout import Mixout
 from tests.test_gradients import OutOfMemoryAbove
 from tests.test_train import LENGTHS, settings
 from tests.toys import ToyTask, classifier, random_batch
@@ -30,8 +32,12 @@ if sys.argv[1] == "out_of_memory" and accelerator.process_index == 1:
     OutOfMemoryAbove(model, 16)
 batches = [random_batch(lengths, seed=i) for i, lengths in enumerate([*LENGTHS, [4]])]
 task = ToyTask(class_weights=[0.2, 1.0, 3.0]).with_batches(batches)
+methods = [Mixout(p=0.5, layers="all", units="element"), AWP(gamma=0.1)] if sys.argv[1] == "methods" else []
+for method in methods:
+    method.prepare(model, settings(), len(batches))
+    torch.rand(3 + accelerator.process_index)  # processes may draw differently
 losses = [float(s.loss) for s in train.fit(
-    model, task, [], settings(micro_batch_tokens=64), accelerator, torch.Generator().manual_seed(0))]
+    model, task, methods, settings(micro_batch_tokens=64), accelerator, torch.Generator().manual_seed(0))]
 flat = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 same = True
 if accelerator.num_processes > 1:
@@ -62,12 +68,12 @@ def work(tmp_path: Path, world: int, fault: str) -> tuple[dict[str, object], Pat
     return json.loads(printed), weights
 
 
-@pytest.mark.parametrize("fault", ["none", "out_of_memory"])
+@pytest.mark.parametrize("fault", ["none", "out_of_memory", "methods"])
 def test_two_processes_are_one(tmp_path: Path, fault: str) -> None:
-    """One batch has fewer examples than there are processes."""
+    """One batch has fewer examples than there are processes. `methods`: with mixout and AWP."""
     import torch
 
-    alone, one = work(tmp_path, 1, "none")
+    alone, one = work(tmp_path, 1, "methods" if fault == "methods" else "none")
     together, two = work(tmp_path, 2, fault)
     assert (alone["world"], together["world"], together["same"]) == (1, 2, True)
     assert together["losses"] == pytest.approx(alone["losses"], abs=1e-6)
