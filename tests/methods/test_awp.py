@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -254,3 +256,56 @@ def test_it_says_what_it_will_do() -> None:
     settings = Train.model_validate(SETTINGS)
     assert AWP().prepare(classifier(), settings, 3) == "rule relative, attacks 14 tensors in 2 of 6 steps"
     assert AWP(gamma=0.0).prepare(classifier(), settings, 3).startswith("off, because")
+
+
+@pytest.fixture
+def accelerator_of() -> Iterator[Any]:
+    """Makes Accelerators of another precision: their state is shared, and has to be forgotten before and after."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield lambda **options: Accelerator(cpu=True, **options)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def stepped(method: AWP, accelerator: Accelerator, model: nn.Module, **changes: Any) -> list[train.Step]:
+    settings = Train.model_validate(SETTINGS | changes)
+    method.prepare(model, settings, 3)
+    task = ToyTask().with_batches([random_batch(lengths, seed=i) for i, lengths in enumerate(LENGTHS)])
+    return list(train.fit(model, task, [method], settings, accelerator, torch.Generator().manual_seed(0)))
+
+
+def scaled_by(scale: float, accelerator: Any) -> None:
+    """What Accelerate sets up for fp16 on a GPU; a model in float64 is left in float64 by autocast."""
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
+
+
+@pytest.mark.parametrize("rule", ["relative", "sam"])  # box adds e = 1e-6 to the norm, which a scale makes smaller
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step:UserWarning")  # accelerate patches it under a scale
+def test_under_a_loss_scale_the_weights_are_those_without(rule: Any, accelerator_of: Any) -> None:
+    method = AWP(rule=rule, start=0.0, **RULES[rule][0])
+    plain, scaled, accelerator = classifier(), classifier(), accelerator_of()
+    stepped(method, accelerator, plain)
+    scaled_by(2.0**30, accelerator)
+    steps = stepped(method, accelerator, scaled)
+    assert not any(step.was_skipped for step in steps)
+    assert max(deviation(a, b) for a, b in zip(scaled.parameters(), plain.parameters(), strict=True)) < 1e-9
+
+
+def test_an_overflow_of_the_loss_scale_skips_the_step_and_moves_nothing(accelerator_of: Any) -> None:
+    accelerator, model, method = accelerator_of(), classifier(), AWP(gamma=0.1, start=0.0)
+    scaled_by(2.0**120, accelerator)
+    model.get_submodule("classifier").register_full_backward_hook(lambda *seen: (seen[1][0] * math.inf,))
+    steps = stepped(method, accelerator, model, max_steps=2)
+    assert all(step.was_skipped for step in steps)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), classifier().parameters(), strict=True))
+
+
+def test_in_bfloat16_the_perturbation_and_the_weights_stay_in_full_precision(accelerator_of: Any) -> None:
+    model, method = classifier().float(), AWP(gamma=0.1, start=0.0)
+    before = [parameter.clone() for parameter in model.parameters()]
+    steps = stepped(method, accelerator_of(mixed_precision="bf16"), model, learning_rate=1e-30)
+    assert all(torch.isfinite(step.loss) for step in steps)
+    assert all(float(step.observed["adversarial_loss"]) > float(step.loss) for step in steps)
+    for after, value in zip(model.parameters(), before, strict=True):
+        assert after.dtype == torch.float32
+        assert torch.equal(torch.where(value == 0, value, after), value)
