@@ -28,6 +28,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "bottleneck_adapter": {"size": 4},
     "lora": {"rank": 2, "dropout": 0.0},
     "mixout": {"p": 0.5, "layers": "all", "units": "element"},
+    "peft": {"type": "IA3", "config": {"target_modules": ["key", "value"], "feedforward_modules": []}},
 }
 
 
