@@ -47,7 +47,9 @@ class Assembled:
 
 
 def load(spec: Spec) -> Loaded:
-    """Read, split, check and tokenise the data. Raises DataError and ModelError."""
+    """Read, split, check and tokenise the data. Raises DataError, ModelError, and SpecError for a method's settings."""
+    for method, chosen in spec.methods.items():
+        registry.build("method", method, chosen)  # their mistakes are told before anything is read
     name, settings = next(iter(spec.task.items()))
     task: Task = registry.build("task", name, settings)
     splits = data.load(spec.data)
@@ -83,7 +85,7 @@ def assemble(spec: Spec, loaded: Loaded, seed: int) -> Assembled:
     if len(head) < len(head_parameters):
         what = "a method replaced parameters of the new head, which has to train whole"
         raise ModelError(what, where="methods", fix="name only layers of the pretrained part as targets")
-    own = {name: names for name, m in methods.items() if (names := m.trainable(model)) is not None}
+    own = {name: names - head for name, m in methods.items() if (names := m.trainable(model)) is not None}
     if own:
         surgery.freeze_except(model, head.union(*own.values()))
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,6 +17,8 @@ ROLES = {
     "all": {"attention", "feed_forward"},
     "head": {"head"},
 }
+
+_BASES = ("base", "base_layer")
 
 
 class Added(nn.Module):
@@ -57,16 +60,37 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    if is_linear(module) or is_wrapped(module) or isinstance(module, nn.MultiheadAttention):
+    inside = module
+    while (base := _base(inside)) is not None:
+        inside = base
+    if is_linear(inside) or isinstance(inside, nn.MultiheadAttention):
         yield name, module
-    elif not isinstance(module, Added):
+    elif inside is module and not isinstance(module, Added):
         for child_name, child in module.named_children():
             yield from _layers(child, f"{name}.{child_name}" if name else child_name)
 
 
 def is_wrapped(layer: nn.Module) -> bool:
-    """Whether a method has already put itself around this layer (`base_layer` is the word of PEFT's tuners)."""
-    return any(isinstance(getattr(layer, word, None), nn.Module) for word in ("base", "base_layer"))
+    """Whether a method has already put itself around this layer."""
+    return _base(layer) is not None
+
+
+def _base(layer: nn.Module) -> nn.Module | None:
+    """What a layer is wrapped around: `base_layer` is the word of PEFT's tuners."""
+    return next((base for word in _BASES if isinstance(base := getattr(layer, word, None), nn.Module)), None)
+
+
+def pretrained_name(name: str) -> str:
+    """The name a parameter had before methods wrapped its layer."""
+    for word in _BASES:
+        name = name.replace(f".{word}.", ".")
+    return name
+
+
+def owner(model: nn.Module, parameter: str) -> str:
+    """The module PEFT saves whole: `classifier.dense.weight` belongs to `classifier`, a new `bert.pooler` to itself."""
+    inside = parameter.startswith(f"{getattr(model, 'base_model_prefix', '')}.")
+    return ".".join(parameter.split(".")[: -1 if inside else 1])
 
 
 def linears(model: nn.Module, targets: str | list[str]) -> list[str]:
@@ -111,15 +135,24 @@ def names_of(model: nn.Module, parameters: Iterable[Tensor]) -> set[str]:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Switch off everything that methods added: inside, the model computes bit for bit what the pretrained one did."""
+    """Switch off everything that methods added: inside, the model computes bit for bit what the pretrained one did.
+
+    The layers of PEFT's tuners included; their own switch would also change what trains. Not a prompt of PEFT, and not
+    a tuner that changes the pretrained weights to start with (PiSSA, OLoRA).
+    """
     added = [module for module in model.modules() if isinstance(module, Added) and module.enabled]
+    tuners: list[Any] = [module for module in model.modules() if getattr(module, "disable_adapters", None) is False]
     try:
         for module in added:
             module.enabled = False
+        for tuner in tuners:
+            tuner._disable_adapters = True
         yield
     finally:
         for module in added:
             module.enabled = True
+        for tuner in tuners:
+            tuner._disable_adapters = False
 
 
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -23,3 +23,12 @@ def test_what_trains_by_family() -> None:
     assert full.count.share == 1
     assert full.by_family == {"head": 1_155, "pretrained": full.count.total - 1_155}
     assert not full.merges
+
+
+def test_parameters_of_the_head_are_counted_once() -> None:
+    """With `bias: all` the tuner trains the head's bias too."""
+    tuner = "methods.peft={type: LORA, config: {r: 2, bias: all}}"
+    chosen = spec.load("full_finetune", ["data.limit=24", "data.max_test_overlap=1.0", tuner])
+    assembled = assembly.assemble(chosen, assembly.load(chosen), 0)
+    assert sum(assembled.by_family.values()) == assembled.count.trainable
+    assert assembled.by_family["head"] == 1_155

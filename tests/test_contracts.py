@@ -28,15 +28,23 @@ SMALL: dict[str, dict[str, Any]] = {
     "bottleneck_adapter": {"size": 4},
     "lora": {"rank": 2, "dropout": 0.0},
     "mixout": {"p": 0.5, "layers": "all", "units": "element"},
-    "peft": {"type": "IA3", "config": {"target_modules": ["key", "value"], "feedforward_modules": []}},
+    "peft": {
+        "type": "IA3",
+        "config": {
+            "target_modules": ".*[.][0-9][.](intermediate|output)[.]dense",
+            "feedforward_modules": ".*[.][0-9][.]output[.]dense",
+        },
+    },
 }
+BESIDE_PEFT = {"mixout": SMALL["mixout"] | {"layers": "head"}}  # mixout refuses layers that PEFT has wrapped
 
 
 def edited(names: list[str], dropout: float = 0.0) -> tuple[nn.Module, list[Method]]:
     """A tiny classifier under these methods, as `assembly.assemble` makes it."""
     model = classifier(dropout=dropout)
     head = [model.get_parameter(name) for name in ToyTask().head(model)]
-    methods: list[Method] = [registry.build("method", name, SMALL[name]) for name in names]
+    settings = SMALL | BESIDE_PEFT if "peft" in names else SMALL
+    methods: list[Method] = [registry.build("method", name, settings[name]) for name in names]
     for method in methods:
         model = method.edit_model(model)
     own = [chosen for method in methods if (chosen := method.trainable(model)) is not None]
@@ -84,7 +92,7 @@ def test_only_declared_parameters_and_the_head_train(names: list[str]) -> None:
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     if any(method.trainable(model) is not None for method in methods):
         pretrained = {name for name, _ in classifier().named_parameters()} - ToyTask().head(model)
-        assert pretrained <= {name.replace(".base.", ".") for name in frozen}
+        assert pretrained <= {surgery.pretrained_name(name) for name in frozen}
     else:
         assert not frozen
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -168,8 +176,8 @@ def test_switched_off_it_computes_what_the_pretrained_model_did(names: list[str]
     model, _ = edited(names)
     head = surgery.names_of(model, [model.get_parameter(n) for n, p in model.named_parameters() if "classifier" in n])
     for name, parameter in moved(model).named_parameters():
-        if name in head or not any(word in name for word in ("lora_", "bottleneck_adapter")):
-            parameter.data.copy_(dict(classifier().named_parameters())[name.replace(".base.", ".")])
+        if name in head or not any(word in name for word in ("lora_", "bottleneck_adapter", "ia3_l")):
+            parameter.data.copy_(dict(classifier().named_parameters())[surgery.pretrained_name(name)])
     with surgery.disabled(model):
         found = model(**random_batch(LENGTHS).per_token).logits
     assert torch.equal(found, classifier()(**random_batch(LENGTHS).per_token).logits)

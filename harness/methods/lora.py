@@ -327,7 +327,7 @@ class LoRA(Method):
                 names.append(name)
                 tensors |= {f"{name}.lora_A.weight": layer.lora_a, f"{name}.lora_B.weight": layer.lora_b}
         for name in head:
-            whole.setdefault(name.replace(".base.", "."), parameters[name])
+            whole.setdefault(surgery.pretrained_name(name), parameters[name])
         folder.mkdir(parents=True, exist_ok=True)
         content = {f"base_model.model.{k}": v.detach().cpu().contiguous() for k, v in (tensors | whole).items()}
         save_file(content, folder / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -342,14 +342,8 @@ class LoRA(Method):
             "lora_dropout": self.dropout,
             "fan_in_fan_out": any(surgery.is_transposed(layer.base) for layer in lora_layers(model).values()),
             "target_modules": sorted(names),
-            "modules_to_save": sorted({_owner(model, name) for name in whole}) or None,
+            "modules_to_save": sorted({surgery.owner(model, name) for name in whole}) or None,
             "bias": "none",
             "inference_mode": True,
         }
         storage.write_text(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
-
-
-def _owner(model: nn.Module, parameter: str) -> str:
-    """The module PEFT saves whole: `classifier.dense.weight` belongs to `classifier`, a new `bert.pooler` to itself."""
-    inside = parameter.startswith(f"{getattr(model, 'base_model_prefix', '')}.")
-    return ".".join(parameter.split(".")[: -1 if inside else 1])
