@@ -2,7 +2,8 @@
 
     peft: {type: IA3, config: {target_modules: [key, value], feedforward_modules: []}}
 
-`type` is PEFT's `peft_type`, `config` the fields of that type's configuration class. Tested on BERT and DistilBERT:
+`type` is PEFT's `peft_type`, `config` the fields of that type's configuration class. Tested, the layers on BERT,
+DistilBERT and Llama, the prompts on BERT, RoBERTa and ELECTRA (of Llama, only PREFIX_TUNING):
 
     layers           ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LN_TUNING LOHA LOKR LORA
                      (DoRA: use_dora) MISS OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA
@@ -108,6 +109,7 @@ class Peft(Method):
     """Settings of that type by PEFT's own names."""
 
     _parameters: list[nn.Parameter] = PrivateAttr(default_factory=list)
+    _merges: bool = PrivateAttr(True)
     _shared: list[str] = PrivateAttr(default_factory=list)
 
     @property
@@ -159,6 +161,7 @@ class Peft(Method):
                 model = _prompted(model, self._configuration())
             else:
                 tuner = TUNERS[self.kind](model, self._configuration(), ADAPTER)
+                self._merges = any(plain(copy.deepcopy(layer)) is not None for layer in tuner_layers(model).values())
                 self._shared = [name for name, _ in tuner.named_children() if name != "model"]
         except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, ImportError) as error:
             what = f"PEFT cannot put {self.kind} into {type(model).__name__}"
@@ -191,14 +194,15 @@ class Peft(Method):
 
     @property
     def can_merge(self) -> bool:
-        """Layers can; a prompt stays before the text."""
-        return self.kind not in PROMPTS
+        """A prompt stays before the text, and a bias (BEFT) stays beside a layer that has none."""
+        return self._merges and self.kind not in PROMPTS
 
     def merge(self, model: nn.Module) -> nn.Module:
-        """Replace each layer of the tuner by the layer it wraps, with the update merged in."""
+        """Replace each layer of the tuner by the layer it wraps, with the update merged in, where it can be."""
         for name, layer in tuner_layers(model).items():
-            surgery.replace(model, name, plain(layer))
-        if self.can_merge and hasattr(model, "peft_config"):
+            if (merged := plain(layer)) is not None:
+                surgery.replace(model, name, merged)
+        if not tuner_layers(model) and self.kind not in PROMPTS and hasattr(model, "peft_config"):
             del model.peft_config
         return model
 
@@ -211,26 +215,34 @@ class Peft(Method):
         if self.kind == "FROD":
             return
         prompted = isinstance(model, PeftModel)
-        inner, prefix = (model.get_base_model(), "base_model.") if prompted else (model, "base_model.model.")
+        inner: Any = model.base_model if prompted else model
+        prefix = "base_model." if prompted else "base_model.model."
         shell = model if prompted else _shell(model, self.kind, self._shared)
+        whole = _head_state(model, head)
+        wrapped = tuple(f"{prefix}{n}." for n in tuner_layers(model) if f"{n}.base_layer.weight" in head)
         state: dict[str, Tensor] = get_peft_model_state_dict(shell, save_embedding_layers=False)
-        merged = {
-            n: plain(copy.deepcopy(x)) for n, x in tuner_layers(model).items() if f"{n}.base_layer.weight" in head
-        }
-        state = {k: v for k, v in state.items() if not any(k.startswith(f"{prefix}{name}.") for name in merged)}
-        parameters = {f"{n}.base_layer.{p}": v for n, layer in merged.items() for p, v in layer.named_parameters()}
-        parameters = dict(model.named_parameters()) | parameters
-        names = {name: surgery.pretrained_name(name).removeprefix("base_model.") for name in head}
-        state |= {f"{prefix}{short}": parameters[name] for name, short in names.items()}
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(wrapped)}
+        state |= {f"{prefix}{name}": tensor for name, tensor in whole.items()}
         folder.mkdir(parents=True, exist_ok=True)
         content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
         save_file(content, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         storage.apply_umask(folder / "adapter_model.safetensors")
         config = copy.deepcopy(_settings(model))
         config.task_type = "SEQ_CLS" if "SequenceClassification" in type(inner).__name__ else None
-        config.modules_to_save = sorted({surgery.owner(inner, name) for name in names.values()})
+        config.modules_to_save = sorted({surgery.owner(inner, name) for name in whole})
         config.base_model_name_or_path, config.inference_mode = base_model, True
         config.save_pretrained(str(folder))
+
+
+def _head_state(model: nn.Module, head: set[str]) -> dict[str, Tensor]:
+    """The head's parameters by the names they have in the pretrained model, merged where a tuner is around them."""
+    parameters = dict(model.named_parameters())
+    for name, layer in tuner_layers(model).items():
+        if f"{name}.base_layer.weight" in head:
+            merged = plain(copy.deepcopy(layer))
+            values = {} if merged is None else dict(merged.named_parameters())
+            parameters |= {f"{name}.base_layer.{part}": value for part, value in values.items()}
+    return {surgery.pretrained_name(name).removeprefix("base_model."): parameters[name] for name in head}
 
 
 def tuner_layers(model: nn.Module) -> dict[str, Any]:
@@ -243,13 +255,17 @@ def _settings(model: Any) -> Any:
     return model.peft_config[ADAPTER]
 
 
-def plain(layer: Any) -> nn.Module:
-    """The layer that a tuner's layer wraps, with the update merged in, in place."""
-    if hasattr(layer, "unload_and_optionally_merge_module"):  # nn.MultiheadAttention
-        whole: nn.Module = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
-        return whole
-    layer.merge()
-    base: nn.Module = layer.get_base_layer()
+def plain(layer: Any) -> nn.Module | None:
+    """The layer that a tuner's layer wraps, with the update merged in, in place; None where PEFT cannot merge it."""
+    base: nn.Module
+    try:
+        if hasattr(layer, "unload_and_optionally_merge_module"):  # nn.MultiheadAttention
+            base = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+        else:
+            layer.merge()
+            base = layer.get_base_layer()
+    except (ValueError, NotImplementedError):
+        return None
     return base
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from harness import assembly, checkpoint, spec, surgery
 from harness.errors import ModelError, SpecError
@@ -23,7 +24,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension"),  # BOFT
     pytest.mark.filterwarnings("ignore:Setting boft_n_butterfly_factor"),
     pytest.mark.filterwarnings("ignore:Sparse invariant checks"),  # torch, asked by FROD
-    pytest.mark.filterwarnings("ignore:Unsupported layer type .*LayerNorm"),  # LN_TUNING
+    pytest.mark.filterwarnings("ignore:Unsupported layer type .*Norm"),  # LN_TUNING
+    pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias term"),  # BEFT
 ]
 RANK: dict[str, Any] = {"r": 4}
 TYPES: dict[str, dict[str, Any]] = {
@@ -97,6 +99,17 @@ def moved(model: nn.Module) -> nn.Module:
     return model
 
 
+def one_block(family: str) -> nn.Module:
+    """A random classifier of one block, of the families whose sizes have other names."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_labels": 3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model: nn.Module = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **sizes))
+    return model.eval()
+
+
 def bound(kind: str) -> float:
     return 1e-5 if kind in ONLY_FLOAT32 else 1e-8 if kind in IN_FLOAT32 else 1e-10
 
@@ -144,13 +157,50 @@ def test_the_saved_folder_loads_in_peft(kind: str, tmp_path: Path) -> None:
     assert deviation(logits(loaded), logits(model)) < bound(kind)
 
 
+NAMES_ELSEWHERE = {
+    "distilbert": {"query": "q_lin", "value": "v_lin", "LayerNorm": "sa_layer_norm"},
+    "llama": {
+        "query": "q_proj", "value": "v_proj", "LayerNorm": "input_layernorm", "word_embeddings": "embed_tokens",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", NAMES_ELSEWHERE)
 @pytest.mark.parametrize("kind", TYPES)
-def test_a_tuner_fits_distilbert(kind: str) -> None:
-    names = {"query": "q_lin", "value": "v_lin", "LayerNorm": "sa_layer_norm"}
+def test_a_tuner_fits_other_families(kind: str, family: str) -> None:
+    model = one_block("llama") if family == "llama" else pretrained(kind, family)
+    model = model.float() if kind in ONLY_FLOAT32 else model.double()
+    names = NAMES_ELSEWHERE[family]
     targets = [names.get(name, name) for name in method_of(kind).config["target_modules"]]
     method = Peft(type=kind, config=method_of(kind).config | {"target_modules": targets})
-    model = method.edit_model(pretrained(kind, "distilbert"))
-    assert logits(model).shape == (7, 3)
+    torch.manual_seed(1)
+    model = method.edit_model(model)
+    own = method.trainable(model) or set()
+    logits(model).square().sum().backward()
+    assert any(float(model.get_parameter(name).grad.abs().max()) > 0 for name in own)  # type: ignore[union-attr]
+    surgery.freeze_except(model, own)
+    before = logits(moved(model.eval()))
+    merged = method.merge(copy.deepcopy(model))
+    assert deviation(logits(merged), before) < 1e4 * bound(kind)
+    assert torch.equal(logits(model), before)
+    assert method.can_merge == (not tuner_layers(merged))
+    assert method.can_merge or (kind, family) == ("BEFT", "llama"), "its bias has no place in a layer without one"
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "llama"])
+@pytest.mark.parametrize("kind", sorted(PROMPTS))
+def test_a_prompt_is_before_the_text_whatever_the_padding(kind: str, family: str) -> None:
+    if family == "llama" and kind != "PREFIX_TUNING":
+        pytest.skip("refused")
+    model = one_block("llama").double() if family == "llama" else classifier(family)
+    before = logits(model)
+    model = method_of(kind).edit_model(model).eval()
+    together = logits(model)
+    assert deviation(together, before) > 1e-5
+    batch = random_batch(LENGTHS).per_token
+    for row, length in enumerate(LENGTHS):
+        alone = model(**{name: tensor[row : row + 1, :length] for name, tensor in batch.items()}).logits
+        assert deviation(alone[0], together[row]) < 1e-10
 
 
 @pytest.mark.parametrize("kind", sorted(PROMPTS))
@@ -180,20 +230,19 @@ def test_other_methods_leave_the_prompt_alone(kind: str) -> None:
     assert not any("prompt_encoder" in name for name in lora_layers(model))
 
 
-def test_a_model_that_cannot_take_the_prompt_says_so() -> None:
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    sizes: dict[str, Any] = {
-        "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2,
-    }  # fmt: skip
-    for family, kind, why in (
-        ("llama", "P_TUNING", "the last token"),
-        ("modernbert", "PREFIX_TUNING", "takes no past"),
-    ):
-        model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **sizes))
-        with pytest.raises(ModelError, match=why):
-            method_of(kind).edit_model(model)
+@pytest.mark.parametrize(
+    ("family", "kind", "why"),
+    [
+        ("llama", "P_TUNING", "reads the last token"),
+        ("llama", "PROMPT_TUNING", "reads the last token"),
+        ("modernbert", "PREFIX_TUNING", "takes no past_key_values"),
+        ("distilbert", "PREFIX_TUNING", "takes no past_key_values"),
+    ],
+)
+def test_a_model_that_cannot_take_the_prompt_says_so(family: str, kind: str, why: str) -> None:
+    model = classifier(family) if family == "distilbert" else one_block(family)
+    with pytest.raises(ModelError, match=why):
+        method_of(kind).edit_model(model)
 
 
 def test_only_what_peft_added_is_its_own() -> None:
