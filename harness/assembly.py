@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from harness import data, digests, hub, registry, seeding, surgery
+from harness import compression, data, digests, hub, registry, seeding, surgery
 from harness.data import Splits
 from harness.errors import ModelError, SpecError
 from harness.method import Method
@@ -71,7 +71,7 @@ def assemble(spec: Spec, loaded: Loaded, seed: int) -> Assembled:
     """Load the model, let every method edit it, and freeze what does not train. Seeds all generators first.
 
     Raises:
-        ModelError: the checkpoint cannot be loaded, or a method finds no place in it.
+        ModelError: the checkpoint cannot be loaded, or a method or `compression` finds no place in it.
         SpecError: nothing would train, or a method would do nothing.
     """
     seeding.seed_everything(seed)
@@ -81,6 +81,7 @@ def assemble(spec: Spec, loaded: Loaded, seed: int) -> Assembled:
     methods: dict[str, Method] = {name: registry.build("method", name, s) for name, s in spec.methods.items()}
     for method in methods.values():
         model = method.edit_model(model)
+    compression.check(spec.compression, model)
     head = surgery.names_of(model, head_parameters)
     if len(head) < len(head_parameters):
         what = "a method replaced parameters of the new head, which has to train whole"

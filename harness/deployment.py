@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -33,26 +34,30 @@ def deploy(
     scores: dict[str, float] = {}
     variants = {"model": model}
     if assembled.merges:
-        merged = copy.deepcopy(model)
-        for method in reversed(assembled.methods.values()):
-            merged = method.merge(merged)
-        variants = {"unmerged": model, "merged": merged}
-        scores |= merge_changes(task, model, merged, predictions, accelerator)
+        variants = {"unmerged": model, "merged": merged(assembled)}
+        scores |= merge_changes(task, model, variants["merged"], predictions, accelerator)
     if spec.latency.measure:
         settings = readable(spec.latency, model, terminal)
-        calls = {name: functools.partial(_call, variant) for name, variant in variants.items()}
         with accelerator.autocast():
-            rows = latency.measure(calls, task.example, settings, accelerator.device)
+            rows = latency.measure(calls(variants), task.example, settings, accelerator.device)
         latency.write(rows, folder / "latency")
         scores |= latency.as_metrics(rows)
     return scores
+
+
+def merged(assembled: Assembled) -> nn.Module:
+    """A copy in evaluation mode with every method folded into plain weights, as far as it allows."""
+    model = copy.deepcopy(assembled.model).eval()
+    for method in reversed(assembled.methods.values()):
+        model = method.merge(model)
+    return model
 
 
 def merge_changes(
     task: Task, model: nn.Module, merged: nn.Module, before: Predictions, accelerator: Accelerator
 ) -> dict[str, float]:
     """What merging changes in the predictions of the test split, both computed with the same cuts on this process."""
-    rows, budget = range(len(before.labels)), evaluate.token_budget(accelerator)
+    rows, budget = range(len(before.labels)), evaluate.token_budget(accelerator.device)
     with accelerator.autocast():
         if accelerator.num_processes > 1:
             before = task.predict(model, "test", rows, budget)
@@ -70,6 +75,11 @@ def readable(settings: latency.Latency, model: nn.Module, terminal: Terminal) ->
     if lengths != settings.lengths:
         terminal.say(f"NOTE latency at {lengths} tokens only: the model reads {positions}")
     return settings.model_copy(update={"lengths": lengths})
+
+
+def calls(variants: Mapping[str, nn.Module]) -> dict[str, latency.Call]:
+    """Models as what `latency.measure` calls."""
+    return {name: functools.partial(_call, variant) for name, variant in variants.items()}
 
 
 def _call(model: nn.Module, inputs: dict[str, Tensor]) -> object:

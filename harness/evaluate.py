@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
@@ -22,7 +23,7 @@ def predict(model: nn.Module, task: Task, split: str, accelerator: Accelerator) 
     rows, rank, world = task.num_rows(split), accelerator.process_index, accelerator.num_processes
     mine = range(rank * rows // world, (rank + 1) * rows // world)
     with accelerator.autocast():
-        part = task.predict(model, split, mine, token_budget(accelerator))
+        part = task.predict(model, split, mine, token_budget(accelerator.device))
     if world == 1:
         return part
     parts: list[Predictions] = gather_object([part])
@@ -34,9 +35,9 @@ def predict(model: nn.Module, task: Task, split: str, accelerator: Accelerator) 
     )
 
 
-def token_budget(accelerator: Accelerator) -> int:
+def token_budget(device: torch.device) -> int:
     """Padded tokens per forward in evaluation."""
-    return CPU_TOKENS if accelerator.device.type == "cpu" else GPU_TOKENS
+    return CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
 
 
 def score(predictions: Predictions, metrics: dict[str, Metric], split: str) -> dict[str, float]:

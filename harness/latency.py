@@ -94,7 +94,7 @@ def measure(
     """
     import torch
 
-    name, rows = _device_name(device), []
+    name, rows = device_name(device), []
     with torch.inference_mode():
         for batch_size in settings.batch_sizes:
             for length in settings.lengths:
@@ -195,7 +195,7 @@ def _row(variant: str, seconds: list[float], batch_size: int, length: int, warmu
     return Row(*shape, p50, p95, p99, 1000 * mean, 1000 * sd, examples, tokens, device)
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """What a person calls this device."""
     import torch
 

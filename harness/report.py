@@ -87,8 +87,9 @@ def model_card(
     ladder: list[list[str]],
     scores: dict[str, float],
     signed: str,
+    compressed: str = "",
 ) -> str:
-    """Data, method, scores, limits and fingerprint in one page of Markdown."""
+    """Data, method, scores, limits and fingerprint in one page of Markdown; `compressed` is a section of its own."""
     report = loaded.splits.report["splits"]
     data_rows = [
         [split, str(facts["rows"]), ", ".join(f"{k} {v}" for k, v in facts["labels"].items()), facts["digest"][:19]]
@@ -108,6 +109,7 @@ def model_card(
                 markdown_table(["", "macro-F1", "accuracy"], ladder),
                 "The checkpoint was chosen on the validation split; the test split was read once, at the end.",
                 markdown_table(["metric", "value"], numbers),
+                *([compressed] if compressed else []),
                 "## Parameters",
                 markdown_table(["", "parameters", "of full fine-tuning"], parameter_rows(assembled)),
                 *(f"`{method}`: {note}" for method, note in assembled.notes.items()),

@@ -28,6 +28,7 @@ from harness import (
     storage,
     tracking,
     train,
+    variants,
 )  # fmt: skip
 from harness.assembly import Assembled, Loaded
 from harness.console import Terminal
@@ -154,6 +155,8 @@ def _run_seed(session: _Session, seed: int, assembled: Assembled | None, parent:
         if accelerator.is_main_process:
             evaluate.write(predictions, metrics, folder / "test")
             scores |= deployment.deploy(spec, loaded.task, assembled, predictions, accelerator, folder, terminal)
+            compressed = variants.judge(spec, loaded.task, assembled, metrics, accelerator, folder, terminal)
+            scores |= compressed.scores
             if spec.evaluation.baselines and not session.yardsticks:
                 given = loaded.splits, spec.data, spec.model.name, spec.model.revision
                 session.yardsticks.extend(baselines.measure(*given, terminal.say))
@@ -161,7 +164,8 @@ def _run_seed(session: _Session, seed: int, assembled: Assembled | None, parent:
             own = baselines.score(predictions.labels, predictions.predicted, predictions.label_names)
             ladder = report.score_rows(own, session.yardsticks, name)
             report.learning_curves(selected.history, selected.step, folder)
-            card = report.model_card(spec, loaded, assembled, name, own, ladder, scores, statement.signed_by)
+            told = statement.signed_by, compressed.section
+            card = report.model_card(spec, loaded, assembled, name, own, ladder, scores, *told)
             report.write_card(card, folder)
             statement.end(folder, scores)
             tracker.metrics(scores, selected.num_steps)

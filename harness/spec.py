@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
@@ -52,6 +52,27 @@ class Evaluation(Settings):
     """Score majority class, TF-IDF and frozen embeddings (and VADER, a human rater) on the same test split."""
 
 
+class Compression(Settings):
+    """Which smaller variants of the trained model are judged beside it at the end of a run."""
+
+    prune: list[Annotated[float, Field(gt=0, lt=1)]]
+    """Shares of the weights of attention and feed-forward layers to set to zero, one variant each."""
+    int8: bool
+    """Dynamic quantisation of every linear layer, on the CPU."""
+
+    @field_validator("prune")
+    @classmethod
+    def _distinct(cls, prune: list[float]) -> list[float]:
+        if len({f"{share:g}" for share in prune}) < len(prune):
+            raise ValueError("shares are distinct")
+        return prune
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The pruned variants by name, such as `prune_0.3`."""
+        return {f"prune_{share:g}": share for share in self.prune}
+
+
 class Provenance(Settings):
     """Signing."""
 
@@ -74,6 +95,7 @@ class Spec(Settings):
     evaluation: Evaluation
     metrics: dict[str, SerializeAsAny[Settings]] = Field(min_length=1)
     latency: Latency
+    compression: Compression
     tracking: Tracking
     provenance: Provenance
     precision: Literal["auto", "no", "bf16", "fp16"]
