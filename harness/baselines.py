@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from harness import hub
 from harness.data import Data, Example, Splits
+from harness.errors import Interrupted
 from harness.metric import Predictions
 from harness.registry import build
 
@@ -50,6 +51,8 @@ def measure(
     for name, measured in known.items():
         try:
             rows.append({"name": name, **measured()})
+        except Interrupted:
+            raise
         except Exception as error:
             notice(
                 f"NOTE no baseline '{name}' here: {str(error).splitlines()[0] if str(error) else type(error).__name__}"

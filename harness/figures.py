@@ -38,6 +38,10 @@ def page(title: str, width: int, height: int) -> Any:
 
 def dress(figure: Any, title: str, width: int, height: int) -> None:
     """Give a plotly figure the project's fonts, colours and size (pixels)."""
+    # plotly takes pandas from sys.modules, half imported as it may be there by the thread that imports the tracker's
+    # library; importing it here waits for that thread.
+    import pandas  # noqa: F401
+
     axis = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "title": {"font": {"color": MUTED, "size": 13}}}
     figure.update_layout(
         title={"text": escape(title), "font": {"size": 18, "color": INK}, "x": 0.02, "xanchor": "left"},

@@ -56,3 +56,13 @@ def test_a_baseline_that_cannot_be_had_is_left_out_and_said(reviews: Splits) -> 
     assert [row["name"] for row in rows] == ["majority class", "frozen builtin:minilm + logistic regression"]
     assert len(notices) == 1
     assert "no baseline 'TF-IDF + logistic regression' here" in notices[0]
+
+
+def test_a_signal_ends_them(reviews: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise Interrupted(143)
+
+    monkeypatch.setattr(baselines, "_tfidf", stopped)
+    given = Data(name="builtin:product_reviews", text="text", label="label")
+    with pytest.raises(Interrupted):
+        baselines.measure(reviews, given, "builtin:minilm", None)

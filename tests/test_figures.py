@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,7 @@ import pytest
 
 from harness import figures
 from harness.errors import StorageError
+from harness.storage import PROJECT
 
 PANELS = {
     "left": [
@@ -59,3 +63,22 @@ def test_an_image_can_be_drawn_outside_the_main_thread(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_told(save: Any, make: Any, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot write"):
         save(make(*WORDS), tmp_path / "missing" / "figure")
+
+
+def test_a_figure_waits_for_a_thread_that_is_importing_pandas(tmp_path: Path) -> None:
+    """plotly looks for pandas in sys.modules, where it stands from the first moment of its import."""
+    (tmp_path / "pandas.py").write_text(
+        "import time\ntime.sleep(2)\nSeries = Index = DataFrame = type('Data', (), {})\n"
+    )
+    code = (
+        "import importlib, sys, threading, time\n"
+        "from harness import figures\n"
+        "import plotly.graph_objects\n"
+        "threading.Thread(target=importlib.import_module, args=('pandas',)).start()\n"
+        "while 'pandas' not in sys.modules: time.sleep(0.01)\n"
+        "figures.page('Title', 300, 200).add_scatter(x=[1, 2], y=[1, 2])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{PROJECT}"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

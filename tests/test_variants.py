@@ -26,6 +26,7 @@ from harness.variants import Bench, Judged, compare, judge
 from tests.toys import ToyTask, classifier, deviation, random_batch
 
 NAMES = ["a", "b", "c"]
+TRAIN = spec.load("full_finetune").train
 
 
 class RealTask(ToyTask):
@@ -45,7 +46,7 @@ def assembled(methods: dict[str, Any]) -> Assembled:
         built[name] = registry.build("method", name, settings)
         model = built[name].edit_model(model)
     for method in built.values():
-        method.prepare(model, 1, 4)
+        method.prepare(model, TRAIN, 1)
     torch.manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

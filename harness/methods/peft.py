@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from harness import storage, surgery
 from harness.errors import ModelError, SpecError, did_you_mean
 from harness.method import Method
+from harness.optim import Train
 
 CONFIGS: dict[str, Any] = {str(kind.value): found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 TUNERS: dict[str, Any] = {str(kind.value): found for kind, found in PEFT_TYPE_TO_TUNER_MAPPING.items()}
@@ -184,7 +185,7 @@ class Peft(Method):
         """What PEFT lets train."""
         return surgery.names_of(model, self._parameters)
 
-    def prepare(self, model: nn.Module, steps_per_epoch: int, total_steps: int) -> str:
+    def prepare(self, model: nn.Module, train: Train, steps_per_epoch: int) -> str:
         """Says which tuner it is and where."""
         if self.kind in PROMPTS:
             tokens = _settings(model).num_virtual_tokens

@@ -27,6 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Unsupported layer type .*Norm"),  # LN_TUNING
     pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias term"),  # BEFT
 ]
+TRAIN = spec.load("full_finetune").train
 RANK: dict[str, Any] = {"r": 4}
 TYPES: dict[str, dict[str, Any]] = {
     "ADAMSS": RANK,
@@ -220,7 +221,7 @@ def test_a_prompt_trains_with_the_head_itself(kind: str) -> None:
     assert all(deviation(gradient, gradients[1][name]) < 1e-6 for name, gradient in gradients[0].items())
     assert not method.can_merge
     assert method.merge(model) is model
-    assert "4 virtual tokens" in method.prepare(model, 1, 1)
+    assert "4 virtual tokens" in method.prepare(model, TRAIN, 1)
 
 
 @pytest.mark.parametrize("kind", sorted(PROMPTS))
@@ -252,7 +253,7 @@ def test_only_what_peft_added_is_its_own() -> None:
     assert {name.rsplit(".", 2)[-2] for name in own} == {"ia3_l"}
     assert sum(model.get_parameter(name).numel() for name in own) == 2 * (16 + 16)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == own | head
-    assert method.prepare(model, 1, 1) == ("PEFT's IA3 on 4 layers such as bert.encoder.layer.0.attention.self.key")
+    assert method.prepare(model, TRAIN, 1) == ("PEFT's IA3 on 4 layers such as bert.encoder.layer.0.attention.self.key")
 
 
 def test_its_own_parameters_are_followed_when_another_method_renames_them() -> None:
