@@ -6,6 +6,7 @@ from sklearn.metrics import f1_score
 
 from harness import baselines, data
 from harness.data import Data, Splits
+from harness.errors import Interrupted
 
 
 @pytest.fixture(scope="module")
