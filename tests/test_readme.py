@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from harness import spec
 from harness.cli import app
 from harness.errors import SpecError
 from harness.storage import PROJECT
+from tests.toys import classifier, deviation, random_batch
 
 TEXT = (PROJECT / "README.md").read_text(encoding="utf-8")
 
@@ -61,3 +63,12 @@ def test_every_experiment_is_in_the_table_with_its_score() -> None:
     for name in spec.names():
         row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{name}`"))
         assert "±" in row
+
+
+def test_the_python_in_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"model": classifier(), "pretrained": classifier()}
+    (snippet,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    exec(snippet, names)  # noqa: S102 - the README's own
+    inputs = random_batch([5, 3]).per_token
+    assert deviation(names["pretrained"](**inputs).logits, names["model"](**inputs).logits) < 1e-12
