@@ -75,7 +75,7 @@ def plugin(kind: str, name: str) -> Any:
 
 def build(kind: str, name: str, settings: Settings | dict[str, Any]) -> Any:
     """Make a plug-in from its settings. Raises pydantic.ValidationError for settings that do not fit."""
-    values = settings.model_dump(exclude_unset=True) if isinstance(settings, Settings) else settings
+    values = settings.model_dump() if isinstance(settings, Settings) else settings
     return plugin(kind, name)(**values)
 
 

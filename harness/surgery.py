@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,10 +54,12 @@ def is_transposed(layer: nn.Module) -> bool:
 def layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every linear layer by name, plain or wrapped by a method, and every `nn.MultiheadAttention` as one layer.
 
-    Left out are layers that a method added, and one whose weight is that of the embeddings.
+    Left out are layers that a method added, and those that share their weight with another layer or the embeddings.
     """
-    tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    return {name: layer for name, layer in _layers(model, "") if id(getattr(layer, "weight", None)) not in tied}
+    found = dict(_layers(model, ""))
+    uses = Counter(id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding))
+    uses.update(id(layer.weight) for layer in found.values() if hasattr(layer, "weight"))
+    return {name: layer for name, layer in found.items() if uses[id(getattr(layer, "weight", None))] < 2}
 
 
 def _layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
@@ -71,13 +74,14 @@ def _layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def is_wrapped(layer: nn.Module) -> bool:
-    """Whether a method has already put itself around this layer."""
-    return _base(layer) is not None
+    """Whether a method has already put itself around this layer, or in its place until it is merged."""
+    return _base(layer) is not None or getattr(layer, "stands_in", False)
 
 
 def _base(layer: nn.Module) -> nn.Module | None:
     """What a layer is wrapped around: `base_layer` is the word of PEFT's tuners."""
-    return next((base for word in _BASES if isinstance(base := getattr(layer, word, None), nn.Module)), None)
+    word = "base" if isinstance(layer, Added) else "base_layer"
+    return base if isinstance(base := getattr(layer, word, None), nn.Module) else None
 
 
 def pretrained_name(name: str) -> str:
@@ -120,6 +124,9 @@ def linears(model: nn.Module, targets: str | list[str]) -> list[str]:
         if is_wrapped(known[name]):
             wrapper = type(known[name]).__name__
             raise ModelError(f"{name} is already wrapped by another method ({wrapper})", fix="give them other targets")
+        if any(isinstance(child, Added) for child in known[name].children()):
+            what = f"{name} carries what another method added, which would be lost when {name} is replaced"
+            raise ModelError(what, fix="give them other targets")
     return found
 
 

@@ -12,7 +12,8 @@ Both passes see the same micro-batches, the same dropout and the same mixout mas
 a gradient that is not finite does not move. Only what trains is attacked: with LoRA at its start B = 0 has radius zero
 and A has gradient zero, so `relative` and `box` attack the head alone until B has grown (`sam` moves B at once); the
 frozen weights are never attacked, their gradient is what LoRA saves. Hazards: an active step costs a second forward and
-backward; running out of memory in one pass only cuts it finer, and then dropout differs between the passes.
+backward and a copy of what is attacked; running out of memory in one pass cuts that pass finer, and then dropout
+differs between the passes; running out while perturbing, outside the passes, ends the run.
 """
 
 from __future__ import annotations
@@ -125,8 +126,12 @@ class AWP(Method):
         return self.rule == "sam" and self.layers == "all"
 
     def prepare(self, model: nn.Module, train: Train, steps_per_epoch: int) -> str:
-        """Raises SpecError for settings without effect, ModelError if nothing of the role trains."""
-        dead = (set().union(*_SETTINGS.values()) - _SETTINGS[self.rule]) & self.model_fields_set
+        """Raises SpecError for settings without effect in all epochs, ModelError if nothing of the role trains.
+
+        A run that `max_steps` ends before the first attack is not refused: the note says 0 of so many steps.
+        """
+        others = set().union(*_SETTINGS.values()) - _SETTINGS[self.rule]
+        dead = {name for name in others if getattr(self, name) != type(self).model_fields[name].default}
         if dead:
             what = f"has no effect with rule: {self.rule}"
             raise SpecError(

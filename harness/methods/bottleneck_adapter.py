@@ -14,6 +14,7 @@ Legend: B examples, T tokens, D width, M bottleneck size.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal
 
 from pydantic import Field
@@ -113,6 +114,11 @@ def insert(module: nn.Module, adapter: Bottleneck, layout: str = "houlsby") -> N
     """Register the adapter and its hook in a place that `places` found. Raises ModelError if it has one already."""
     if hasattr(module, NAME):
         raise ModelError(f"this module already has a {NAME}", fix="remove it first")
+    if surgery.is_wrapped(module):
+        what = (
+            f"another method ({type(module).__name__}) stands where the adapter would hang, and goes when it is merged"
+        )
+        raise ModelError(what, where=f"methods.{NAME}", fix="give them other targets, or take another layout")
     module.add_module(NAME, adapter)
     if layout == "pfeiffer":
         adapter.handle = module.register_forward_hook(_around)
@@ -131,8 +137,8 @@ def remove(model: nn.Module) -> None:
             delattr(module, NAME)
 
 
-def places(model: nn.Module, sublayers: list[str], layout: str = "houlsby") -> dict[str, nn.Module]:
-    """The modules that take an adapter, by name.
+def places(model: nn.Module, sublayers: list[str], layout: str, width: int) -> dict[str, nn.Module]:
+    """The modules that take an adapter of this width, by name.
 
     Raises:
         ModelError: no block of the model has a place for one of the sub-layers.
@@ -142,8 +148,8 @@ def places(model: nn.Module, sublayers: list[str], layout: str = "houlsby") -> d
         here: dict[str, nn.Module] = {}
         for block_name, block in surgery.blocks(model):
             inside = dict(block.named_modules())
-            place = next((path for path in _PLACES[layout][sublayer] if _fits(inside.get(path), layout)), None)
-            if place is not None:
+            place = next((path for path in _PLACES[layout][sublayer] if path in inside), None)
+            if place is not None and _fits(inside, place, layout, width):
                 here[f"{block_name}.{place}"] = inside[place]
         if not here:
             raise ModelError(
@@ -155,13 +161,19 @@ def places(model: nn.Module, sublayers: list[str], layout: str = "houlsby") -> d
     return found
 
 
-def _fits(module: nn.Module | None, layout: str) -> bool:
-    """A parallel adapter spans the sub-layer: neither a linear layer of it (ALBERT's `ffn`), nor one whose output is
-    normalised already (ALBERT's `attention`).
-    """
-    if module is None or layout != "parallel":
-        return module is not None
-    return not surgery.is_linear(module) and (_adds_residual(module) or not hasattr(module, "LayerNorm"))
+def _fits(inside: dict[str, nn.Module], place: str, layout: str, width: int) -> bool:
+    """Whether the formula of the layout holds at this place; `inside` are the modules of the block by name."""
+    module, (parent, _, last) = inside[place], place.rpartition(".")
+    dense = getattr(inside[parent] if last in ("dropout", "LayerNorm") else module, "dense", None)
+    if isinstance(module, nn.ModuleList) or getattr(dense, "out_features", width) != width:  # MobileBERT
+        return False
+    if layout == "pfeiffer":  # `attention.LayerNorm` beside `attention.output` is the one before the sub-layer (ESM)
+        return place != "attention.LayerNorm" or "attention.output" not in inside
+    if layout == "parallel" and (surgery.is_linear(module) or last == "output"):  # not a part of the sub-layer alone
+        return _adds_residual(module)
+    arguments = inspect.signature(module.forward).parameters  # BLOOM's `mlp` adds the residual itself
+    norms = [name for name, _ in module.named_children() if "norm" in name.lower() and name[:2] not in ("q_", "k_")]
+    return "residual" not in arguments and not norms
 
 
 def _adds_residual(module: nn.Module) -> bool:
@@ -193,14 +205,14 @@ class BottleneckAdapter(Method):
 
     def edit_model(self, model: nn.Module) -> nn.Module:
         """Insert the adapters. Raises ModelError where the model has no place, SpecError for a size given twice."""
-        if self.reduction_factor and "size" in self.model_fields_set:
+        if self.reduction_factor and self.size != type(self).model_fields["size"].default:
             what = "size and reduction_factor are both given, and both say how many units there are"
             raise SpecError(what, where=f"methods.{NAME}", fix="give one of them")
         width = model.get_parameter(next(name for name, p in model.named_parameters() if p.ndim == 2)).shape[-1]
         width = getattr(getattr(model, "config", None), "hidden_size", width)
         size = max(1, int(width / self.reduction_factor)) if self.reduction_factor else self.size
         like = next(model.parameters())
-        for module in places(model, [*self.after], self.layout).values():
+        for module in places(model, [*self.after], self.layout, width).values():
             adapter = Bottleneck(width, size, self.non_linearity, self.dropout, self.scaling, self.init)
             insert(module, adapter.to(device=like.device, dtype=like.dtype).train(module.training), self.layout)
         return model

@@ -111,6 +111,7 @@ class LoRAAttention(nn.Module):
     `LoRALinear`.
     """
 
+    stands_in = True
     # TransformerEncoderLayer asks for these to decide on a fused kernel that would bypass the projections.
     in_proj_bias, _qkv_same_embed_dim = None, False
 
@@ -133,6 +134,8 @@ class LoRAAttention(nn.Module):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """As `nn.MultiheadAttention`: [B, T, D] (or [T, B, D] without batch_first) -> the same, and the weights."""
+        if query.ndim != 3:
+            raise ValueError("attention with LoRA takes batches: inputs with three axes")
         inputs = (query, key, value) if self.batch_first else (x.transpose(0, 1) for x in (query, key, value))
         q, k, v = (
             self.get_submodule(name)(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [B, H, T, D/H]
@@ -246,19 +249,25 @@ def load_lora_state(model: nn.Module, path: Path, merge_weights: bool = False) -
     if not scales or not scales.keys() <= known.keys():
         odd = ", ".join(sorted(scales.keys() - known.keys())[:3]) or "no A and B at all"
         raise StorageError(f"{path} holds no LoRA of this model", why=f"it has {odd}")
-    if merge_weights:
-        for name, scale in scales.items():
-            wrapped = LoRALinear(known[name], state[f"{name}.lora_a"].shape[0], scale)
-            surgery.replace(model, name, wrapped)
-    own = lora_state(model)
+    layers = lora_layers(model)
+    if merge_weights:  # checked on layers that are not in the model yet
+        layers = {name: _around_copy(known[name], state.get(f"{name}.lora_a"), scale) for name, scale in scales.items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    if found != expected or scales != {name: layer.scale for name, layer in lora_layers(model).items()}:
+    expected = {f"{n}.{m}": tuple(getattr(layer, m).shape) for n, layer in layers.items() for m in ("lora_a", "lora_b")}
+    if found != expected or scales != {name: layer.scale for name, layer in layers.items()}:
         why = "its layers, ranks or scales are not those of the model"
         raise StorageError(f"{path} does not fit", why=why, fix="build the model with the spec the file was saved from")
-    model.load_state_dict(state, strict=False)
-    if merge_weights:
-        remove(model)
+    with torch.no_grad():
+        for name, layer in layers.items():
+            layer.lora_a.copy_(state[f"{name}.lora_a"])
+            layer.lora_b.copy_(state[f"{name}.lora_b"])
+            if merge_weights:
+                known[name].weight.copy_(layer.merged_weight())  # type: ignore[operator]
+
+
+def _around_copy(layer: nn.Module, a: Tensor | None, scale: float) -> LoRALinear:
+    """LoRA around a copy of a layer, of the rank of A."""
+    return LoRALinear(copy.deepcopy(layer), 0 if a is None else len(a), scale)
 
 
 class LoRA(Method):
@@ -312,9 +321,10 @@ class LoRA(Method):
         """Write `adapter_config.json` and `adapter_model.safetensors`, which `peft.PeftModel.from_pretrained` reads.
 
         A layer of the new head that has LoRA is saved merged and whole, as PEFT saves the rest of the head: PEFT could
-        not know its weight. LoRA inside `nn.MultiheadAttention` has no such format; the folder is then left out.
+        not know its weight. The folder is left out where PEFT could not read it: LoRA inside `nn.MultiheadAttention`,
+        on nothing but such layers, or under a prompt of PEFT.
         """
-        if any(isinstance(module, LoRAAttention) for module in model.modules()):
+        if any(isinstance(module, LoRAAttention) for module in model.modules()) or hasattr(model, "prompt_encoder"):
             return
         parameters = dict(model.named_parameters())
         whole: dict[str, Tensor] = {}
@@ -328,6 +338,8 @@ class LoRA(Method):
                 tensors |= {f"{name}.lora_A.weight": layer.lora_a, f"{name}.lora_B.weight": layer.lora_b}
         for name in head:
             whole.setdefault(surgery.pretrained_name(name), parameters[name])
+        if not names:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         content = {f"base_model.model.{k}": v.detach().cpu().contiguous() for k, v in (tensors | whole).items()}
         save_file(content, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -108,7 +108,9 @@ class Mixout(Method):
             what = f"no linear layer with the role '{self.layers}' trains: a frozen one is its start value already"
             raise ModelError(what, where="methods.mixout.layers", fix="take another role, or leave mixout out")
         drawn = f"{self.units} masks drawn once per {self.scope}"
-        return f"{len(mixed)} layers such as {mixed[0]}, p = {self.p:g}, {drawn}; no weight decay on them"
+        plain = sum(isinstance(model.get_submodule(name), MixLinear) for name in mixed)
+        decay = f"; no weight decay on {plain} of them" if plain else ""
+        return f"{len(mixed)} layers such as {mixed[0]}, p = {self.p:g}, {drawn}{decay}"
 
     def _mix(self, model: nn.Module, name: str) -> bool:
         """Put a mask on this layer if it trains; returns whether it does."""
@@ -122,7 +124,7 @@ class Mixout(Method):
                 raise SpecError(what, where="methods.lora.dropout", fix="set it to 0")
             layer.update_mask = self._mask(layer.lora_b.shape[0], layer.lora_a.shape[1])
             return True
-        if not any(parameter.requires_grad for parameter in layer.parameters()):
+        if not any(p.requires_grad for name, p in layer.named_parameters(recurse=False) if name.endswith("weight")):
             return False
         if surgery.is_wrapped(layer) or not isinstance(layer, nn.Linear):
             what = f"{name} is a {type(layer).__name__}; mixout is for nn.Linear and the LoRA of this harness"
@@ -150,24 +152,27 @@ class Mixout(Method):
         def mixed() -> Tensor:
             generators: dict[torch.device, torch.Generator] = {}
             restored: list[tuple[Tensor, Tensor, Tensor]] = []  # weight, its value, factor
-            with torch.no_grad():
+            masks: list[Mask] = []
+            try:
                 for layer in model.modules():
                     if isinstance(layer, MixLinear):
-                        factor = layer.mask.draw(layer.weight, self._generator(layer.weight.device, generators))
-                        restored.append((layer.weight, layer.weight.clone(), factor))
-                        layer.weight.copy_(mix(layer.weight, layer.target, factor))
+                        weight = layer.weight.detach()
+                        factor = layer.mask.draw(weight, self._generator(weight.device, generators))
+                        restored.append((layer.weight, weight.clone(), factor))
+                        weight.copy_(mix(weight, layer.target, factor))
                     elif isinstance(mask := getattr(layer, "update_mask", None), Mask):
+                        masks.append(mask)
                         like: Any = layer.lora_a
-                        mask.current = mask.draw(like, self._generator(like.device, generators))
-            try:
+                        mask.current = mask.draw(like.detach(), self._generator(like.device, generators))
                 loss = backward()
             finally:
-                with torch.no_grad():
-                    for weight, value, _ in restored:
-                        weight.copy_(value)
-            for weight, _, factor in restored:
-                if weight.grad is not None:
-                    weight.grad.mul_(factor)
+                for parameter, value, _ in restored:
+                    parameter.detach().copy_(value)
+                for mask in masks:
+                    mask.current = None
+            for parameter, _, factor in restored:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
             return loss
 
         return mixed

@@ -309,3 +309,9 @@ def test_in_bfloat16_the_perturbation_and_the_weights_stay_in_full_precision(acc
     for after, value in zip(model.parameters(), before, strict=True):
         assert after.dtype == torch.float32
         assert torch.equal(torch.where(value == 0, value, after), value)
+
+
+def test_settings_as_a_run_writes_them_are_accepted_again() -> None:
+    """A run's spec.yaml holds every default."""
+    everything = AWP(**AWP(rule="sam", rho=0.1).model_dump())
+    assert everything.prepare(classifier(), Train.model_validate(SETTINGS), 3).startswith("rule sam")

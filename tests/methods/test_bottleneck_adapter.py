@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from harness import surgery
 from harness.errors import ModelError, SpecError
 from harness.methods.bottleneck_adapter import Bottleneck, BottleneckAdapter, remove
+from harness.methods.lora import LoRA
 from harness.optim import Train, parameter_groups
 from tests.test_train import SETTINGS
 from tests.toys import ALL_FAMILIES, classifier, deviation, random_batch
@@ -180,3 +182,41 @@ def test_adapters_have_their_own_weight_decay() -> None:
     assert {d for n, d in decays.items() if "adapter" in n} == {0.7, 0.0}
     assert all(decays[n] == 0.7 for n in decays if n.endswith(("down.weight", "up.weight")))
     assert decays["classifier.weight"] == 0.1
+
+
+SMALL = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 24}
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "layout", "after"),
+    [
+        ("megatron-bert", {}, "parallel", "attention"),
+        ("megatron-bert", {}, "parallel", "feed_forward"),
+        ("roberta-prelayernorm", {"pad_token_id": 0}, "parallel", "attention"),
+        ("roberta-prelayernorm", {"pad_token_id": 0}, "pfeiffer", "attention"),
+        ("mpnet", {"pad_token_id": 0}, "houlsby", "attention"),
+        ("mobilebert", {"embedding_size": 16, "intra_bottleneck_size": 8}, "houlsby", "feed_forward"),
+        ("mobilebert", {"embedding_size": 16, "intra_bottleneck_size": 8}, "parallel", "feed_forward"),
+    ],
+)
+def test_a_place_where_the_formula_would_be_another_is_refused(
+    family: str, options: dict[str, Any], layout: Any, after: Any
+) -> None:
+    """Models that normalise before a sub-layer, inside it, or narrow it."""
+    config = AutoConfig.for_model(family, vocab_size=50, num_labels=3, **SMALL, **options)
+    model = AutoModelForSequenceClassification.from_config(config)
+    with pytest.raises(ModelError, match="has a place known here for layout"):
+        BottleneckAdapter(size=4, layout=layout, after=[after]).edit_model(model)
+
+
+def test_what_would_be_lost_in_merging_is_refused() -> None:
+    adapter = BottleneckAdapter(size=4)
+    with pytest.raises(ModelError, match=r"another method \(LoRALinear\) stands where the adapter would hang"):
+        adapter.edit_model(LoRA(rank=2, target_modules="feed_forward").edit_model(classifier("albert")))
+    with pytest.raises(ModelError, match="ffn_output carries what another method added"):
+        LoRA(rank=2, target_modules="feed_forward").edit_model(adapter.edit_model(classifier("albert")))
+    encoder: Any = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 24, batch_first=True), 2)
+    with pytest.raises(ModelError, match=r"another method \(LoRAAttention\)"):
+        BottleneckAdapter(after=["attention"]).edit_model(LoRA(rank=2).edit_model(copy.deepcopy(encoder)))
+    with pytest.raises(ModelError, match="carries what another method added"):
+        LoRA(rank=2).edit_model(BottleneckAdapter(after=["attention"]).edit_model(encoder))

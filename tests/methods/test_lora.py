@@ -261,6 +261,7 @@ def test_saved_states_come_back(tmp_path: Path, family: str, merged_on: str) -> 
         fresh = fresh if merged_on == "loading" else LoRA(rank=4, rslora=True).edit_model(fresh)
         load_lora_state(fresh, path, merge_weights=merged_on == "loading")
     assert bool(lora_layers(fresh)) == (merged_on == "neither")
+    assert merged_on == "neither" or all(parameter.requires_grad for parameter in fresh.parameters())
     assert deviation(fresh(**inputs).logits, tuned(**inputs).logits) < 1e-10
     assert tuned.state_dict().keys() == LoRA(rank=4).edit_model(classifier(family)).state_dict().keys()
 
@@ -271,6 +272,15 @@ def test_a_state_of_other_layers_ranks_or_scales_is_refused(tmp_path: Path) -> N
     for other in (LoRA(rank=2), LoRA(rank=4, alpha=8.0), LoRA(rank=4, target_modules="all")):
         with pytest.raises(StorageError, match="layers, ranks or scales are not those of the model"):
             load_lora_state(other.edit_model(classifier()), path)
+    narrow = nn.ModuleDict({"bert": nn.Linear(3, 3)})
+    with pytest.raises(StorageError, match="holds no LoRA of this model"):
+        load_lora_state(narrow, path, merge_weights=True)
+    other_width = classifier()
+    name = next(iter(lora_layers(LoRA(rank=4).edit_model(classifier()))))
+    surgery.replace(other_width, name, nn.Linear(3, 3))
+    with pytest.raises(StorageError, match="layers, ranks or scales are not those of the model"):
+        load_lora_state(other_width, path, merge_weights=True)
+    assert not lora_layers(other_width)
     with pytest.raises(StorageError, match="holds no LoRA of this model"):
         load_lora_state(LoRA(rank=4).edit_model(classifier("distilbert")), path)
 
@@ -352,3 +362,10 @@ def test_dropout_of_the_branch_by_hand() -> None:
     kept = branch.abs() > 1e-12
     assert deviation(branch[kept], (x / 0.75)[kept]) < 1e-12
     assert 0 < int((~kept).sum()) < 200
+
+
+def test_a_folder_that_peft_could_not_read_is_left_out(tmp_path: Path) -> None:
+    method = LoRA(rank=2, target_modules=["classifier"])
+    model = method.edit_model(classifier())
+    method.save(model, tmp_path / "lora", "base", {"classifier.base.weight", "classifier.base.bias"})
+    assert not (tmp_path / "lora").exists()

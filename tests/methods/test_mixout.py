@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from harness import surgery
 from harness.errors import ModelError, SpecError
 from harness.gradients import ExactGradient
+from harness.methods.bottleneck_adapter import BottleneckAdapter
 from harness.methods.lora import LoRA, lora_layers
-from harness.methods.mixout import MixLinear, Mixout, keep_factor, mix
+from harness.methods.mixout import Mask, MixLinear, Mixout, keep_factor, mix
 from harness.optim import Rule, Train, parameter_groups
 from tests.test_train import SETTINGS
 from tests.toys import ToyTask, classifier, deviation, random_batch
@@ -156,13 +157,18 @@ def test_of_a_lora_layer_the_update_is_mixed(units: Any, scope: Any) -> None:
     model = LoRA(rank=2, dropout=0.0).edit_model(classifier())
     surgery.freeze_except(model, LoRA().trainable(model) or ())
     layer: Any = next(iter(lora_layers(prepared(method, model)).values()))
-    if scope == "step":
-        gradient(model, method)
     x = torch.randn(4, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.manual_seed(5)
-    found = layer(x)
-    torch.manual_seed(5)
-    factor = layer.update_mask(layer.lora_a)
+    seen: list[Tensor] = []
+
+    def backward() -> Tensor:
+        for call in (lambda: layer(x), lambda: layer.update_mask(layer.lora_a)):
+            torch.manual_seed(5)
+            seen.append(call().detach())
+        return torch.zeros(())
+
+    method.wrap_backward(backward, model)()
+    assert scope == "forward" or layer.update_mask(layer.lora_a) is None  # between steps the layer is as it is
+    found, factor = seen
     assert set(factor.unique().tolist()) == {0.0, 2.0}
     update = layer.scale * layer.lora_b @ layer.lora_a
     expected = F.linear(x, mix(layer.weight + update, layer.weight, factor), layer.bias)
@@ -270,3 +276,34 @@ def test_what_cannot_work_is_refused() -> None:
     on_head = LoRA(rank=2, target_modules="head", dropout=0.0).edit_model(classifier()).requires_grad_(True)
     with pytest.raises(SpecError, match="belongs to the new head"):
         Mixout().prepare(on_head, TRAIN, 3)
+
+
+def test_an_exception_while_mixing_puts_the_weights_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = Mixout(p=0.5, layers="all")
+    model = prepared(method)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    count = itertools.count()
+
+    def draw(self: Mask, like: Tensor, generator: Any = None) -> Tensor:
+        if next(count) == 6:
+            raise MemoryError
+        return keep_factor(self.shape, self.p, self.units, like, generator)
+
+    monkeypatch.setattr(Mask, "draw", draw)
+    with pytest.raises(MemoryError):
+        gradient(model, method)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_a_frozen_layer_that_carries_an_adapter_is_not_mixed() -> None:
+    adapted = BottleneckAdapter(size=4).edit_model(classifier("albert"))
+    surgery.freeze_except(adapted, BottleneckAdapter().trainable(adapted) or ())
+    with pytest.raises(ModelError, match="no linear layer with the role 'encoder' trains"):
+        Mixout(layers="encoder").prepare(adapted, TRAIN, 3)
+    assert len(BottleneckAdapter().trainable(adapted) or ()) == 4
+
+
+def test_layers_that_share_a_weight_are_left_alone() -> None:
+    model: Any = nn.ModuleDict({"one": nn.Linear(4, 4), "two": nn.Linear(4, 4), "three": nn.Linear(4, 4)})
+    model["two"].weight = model["one"].weight
+    assert list(surgery.layers(model)) == ["three"]
