@@ -112,7 +112,7 @@ def baselines(
 @app.command()
 def table(
     names: Annotated[list[str] | None, typer.Argument(help="experiments; default: all that have runs")] = None,
-    output: Annotated[Path, typer.Option(help="the folder of runs, relative to the project")] = Path("mlruns"),
+    output: Annotated[Path, typer.Option(help="where the runs are, relative to the project")] = Path("mlruns"),
     as_csv: Annotated[bool, typer.Option("--csv", help="one line per run, for programs")] = False,
 ) -> None:
     """Finished runs side by side: scores, parameters, seconds and memory, against full fine-tuning."""

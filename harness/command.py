@@ -61,7 +61,8 @@ def _terminate(number: int, frame: Any) -> None:
 
 
 def _labelled(error: HarnessError) -> str:
-    count = len(str(error).splitlines()) if isinstance(error, SpecError) and not error.fix else 1
+    told = str(error).splitlines() if isinstance(error, SpecError) and not error.fix else []
+    count = sum(not line.startswith("  ") for line in told) or 1  # what is indented says why
     return f"error: {error}" if count == 1 else f"{count} errors:\n{error}"
 
 

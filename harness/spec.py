@@ -123,7 +123,7 @@ class Spec(Settings):
         for name in (name for name in self.methods if name in registry.names("method")):
             for other, why in registry.not_after(name).items():
                 if other in above:
-                    raise ValueError(f"methods.{name}: cannot stand below {other}: {why}")
+                    raise ValueError(f"methods.{name}: cannot stand below {other}: {why}; put {name} above {other}")
             above.append(name)
         if self.train.max_steps and self.train.warmup_steps >= self.train.max_steps:
             raise ValueError(

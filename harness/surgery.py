@@ -97,8 +97,8 @@ def owner(model: nn.Module, parameter: str) -> str:
     return ".".join(parameter.split(".")[: -1 if inside else 1])
 
 
-def linears(model: nn.Module, targets: str | list[str]) -> list[str]:
-    """Names of the linear layers with a role (`ROLES`), or whose name ends in one of a list.
+def linears(model: nn.Module, targets: str | list[str], where: str = "") -> list[str]:
+    """Names of the linear layers with a role (`ROLES`), or whose name ends in one of a list; `where` is for errors.
 
     Raises:
         ModelError: a name that matches no linear layer, a role no layer has, or a layer another method has wrapped.
@@ -110,23 +110,26 @@ def linears(model: nn.Module, targets: str | list[str]) -> list[str]:
             fix = (
                 f"name layers instead, such as {', '.join([*known][:3])}" if known else "the model has no linear layer"
             )
-            raise ModelError(f"no linear layer of {type(model).__name__} has the role '{targets}'", fix=fix)
+            what = f"no linear layer of {type(model).__name__} has the role '{targets}'"
+            raise ModelError(what, where=where, fix=fix)
     else:
         for target in targets:
             if not any(_ends_in(name, target) for name in known):
                 last_parts = {name.rsplit(".", 1)[-1] for name in known}
                 raise ModelError(
-                    f"target_modules: '{target}' matches no linear layer of {type(model).__name__}",
+                    f"'{target}' matches no linear layer of {type(model).__name__}",
+                    where=where,
                     fix=f"use a role ({', '.join(ROLES)}) or a layer name; {did_you_mean(target, last_parts)}",
                 )
         found = [name for name in known if any(_ends_in(name, target) for target in targets)]
     for name in found:
         if is_wrapped(known[name]):
             wrapper = type(known[name]).__name__
-            raise ModelError(f"{name} is already wrapped by another method ({wrapper})", fix="give them other targets")
+            what = f"{name} is already wrapped by another method ({wrapper})"
+            raise ModelError(what, where=where, fix="give them other targets")
         if any(isinstance(child, Added) for child in known[name].children()):
             what = f"{name} carries what another method added, which would be lost when {name} is replaced"
-            raise ModelError(what, fix="give them other targets")
+            raise ModelError(what, where=where, fix="give them other targets")
     return found
 
 

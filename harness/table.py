@@ -21,6 +21,12 @@ REFERENCE = "full_finetune"
 _OF_THE_RUN = ("name", "seeds", "output", "tracking", "provenance", "latency", "evaluation", "compression")
 
 
+_LEGEND = (
+    "n: seeds. ±: standard deviation over seeds; of a difference, over the seeds both have. Means this close to each "
+    "other need more seeds to be told apart. Seconds belong to the machine and to what else ran on it."
+)
+
+
 @dataclass(frozen=True)
 class Row:
     """One finished run, as its end statement has it."""
@@ -104,9 +110,19 @@ def render(rows: list[Row]) -> str:
         reference = by_name.get(REFERENCE, {})
         lines = [_line(name, runs, reference) for name, runs in by_name.items()]
         lines.sort(key=lambda line: line[2], reverse=True)
-        columns = ["", "n", "test macro-F1", f"- {REFERENCE}", "accuracy", "trainable", "share", "train s", "peak GiB"]
+        columns = [
+            "experiment",
+            "n",
+            "test macro-F1",
+            f"- {REFERENCE}",
+            "accuracy",
+            "trainable",
+            "share",
+            "train s",
+            "peak GiB",
+        ]
         parts.append(f"{here[0].test_rows} test rows, {digest[:19]}\n\n" + markdown_table(columns, lines))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, _LEGEND])
 
 
 def _line(name: str, runs: dict[int, Row], reference: dict[int, Row]) -> list[str]:

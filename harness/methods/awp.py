@@ -126,29 +126,31 @@ class AWP(Method):
         return self.rule == "sam" and self.layers == "all"
 
     def prepare(self, model: nn.Module, train: Train, steps_per_epoch: int) -> str:
-        """Raises SpecError for settings without effect in all epochs, ModelError if nothing of the role trains.
-
-        A run that `max_steps` ends before the first attack is not refused: the note says 0 of so many steps.
-        """
+        """Raises SpecError for settings without effect, ModelError if nothing of the role trains."""
         others = set().union(*_SETTINGS.values()) - _SETTINGS[self.rule]
-        dead = {name for name in others if getattr(self, name) != type(self).model_fields[name].default}
-        if dead:
-            what = f"has no effect with rule: {self.rule}"
-            raise SpecError(
-                what, where=f"methods.awp.{min(dead)}", fix=f"leave it out, or take another rule ({_rules()})"
-            )
+        if dead := {name for name in others if getattr(self, name) != type(self).model_fields[name].default}:
+            where, what = f"methods.awp.{min(dead)}", f"has no effect with rule: {self.rule}"
+            raise SpecError(what, where=where, fix=f"take it out (~{where}), or take its rule ({_rules()})")
+        if self.start >= self.stop:
+            what = f"{self.start:g} is not below stop ({self.stop:g}): no step lies between them"
+            raise SpecError(what, where="methods.awp.start", fix="start earlier or stop later in the epoch")
         self._steps_per_epoch = steps_per_epoch
-        if not any(self.is_active(step) for step in range(train.epochs * steps_per_epoch)):
-            what = f"never active in {train.epochs} epochs of {steps_per_epoch} steps"
-            raise SpecError(what, where="methods.awp", fix="start earlier, or train longer")
+        steps = train.total_steps(steps_per_epoch)
+        if not (active := sum(self.is_active(step) for step in range(steps))):
+            what = f"never active in {steps} steps, {steps_per_epoch} an epoch"
+            raise SpecError(what, where="methods.awp", fix="start earlier (start, start_epoch), or train longer")
         if not (names := self.attacked(model)):
             what = f"nothing with the role '{self.layers}' trains, and only what trains is attacked"
             raise ModelError(what, where="methods.awp.layers", fix="take another role, or leave awp out")
+        return self._describe(model, names, f"{active} of {steps} steps")
+
+    def _describe(self, model: nn.Module, names: list[str], when: str) -> str:
         if self.is_off():
             return "off, because the size of its perturbation is 0"
-        steps = train.total_steps(steps_per_epoch)
-        active = sum(self.is_active(step) for step in range(steps))
-        return f"rule {self.rule}, attacks {len(names)} tensors in {active} of {steps} steps"
+        size = ", ".join(f"{name} = {getattr(self, name):g}" for name in sorted(_SETTINGS[self.rule]))
+        note = f"rule {self.rule}, {size}, attacks {len(names)} tensors in {when}, which cost up to twice as much"
+        zero = sum(not model.get_parameter(name).any() for name in names) if self.rule != "sam" else 0
+        return f"{note}; {zero} of them are zero now and do not move until they have grown" if zero else note
 
     def start_step(self, step: int) -> None:
         """The schedule counts optimizer steps."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from harness import surgery
 from harness.errors import ModelError, SpecError
 from harness.method import Method
-from harness.optim import Rule
+from harness.optim import Rule, Train
 
 NAME = "bottleneck_adapter"
 _NON_LINEARITIES: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
@@ -154,8 +154,9 @@ def places(model: nn.Module, sublayers: list[str], layout: str, width: int) -> d
         if not here:
             raise ModelError(
                 f"no block of {type(model).__name__} has a place known here for layout {layout} at {sublayer}",
-                where=f"methods.{NAME}",
-                fix=f"known places: {', '.join(_PLACES[layout][sublayer])}",
+                where=f"methods.{NAME}.layout",
+                fix=f"take another layout ({', '.join(_PLACES)}) or `after`; "
+                f"known places: {', '.join(_PLACES[layout][sublayer])}",
             )
         found |= here
     return found
@@ -184,8 +185,8 @@ def _adds_residual(module: nn.Module) -> bool:
 class BottleneckAdapter(Method):
     """A bottleneck at the attention and/or the feed-forward sub-layer of every block."""
 
-    size: int = Field(default=64, ge=1)
-    """Units M of the bottleneck."""
+    size: int | None = Field(default=None, ge=1)
+    """Units M of the bottleneck; null: 64, or what `reduction_factor` says."""
     reduction_factor: float | None = Field(default=None, ge=1)
     """Instead of a size: M = D / factor."""
     after: list[Literal["attention", "feed_forward"]] = Field(default=["feed_forward"], min_length=1, max_length=2)
@@ -204,13 +205,15 @@ class BottleneckAdapter(Method):
     """Weight decay of W_down and W_up; null: `train.weight_decay`."""
 
     def edit_model(self, model: nn.Module) -> nn.Module:
-        """Insert the adapters. Raises ModelError where the model has no place, SpecError for a size given twice."""
-        if self.reduction_factor and self.size != type(self).model_fields["size"].default:
+        """Insert the adapters. Raises ModelError where the model has no place, SpecError for anything given twice."""
+        if self.reduction_factor and self.size:
             what = "size and reduction_factor are both given, and both say how many units there are"
-            raise SpecError(what, where=f"methods.{NAME}", fix="give one of them")
+            raise SpecError(what, where=f"methods.{NAME}", fix=f"take one of them out: ~methods.{NAME}.size")
+        if len(set(self.after)) < len(self.after):
+            raise SpecError("the same sub-layer stands twice", where=f"methods.{NAME}.after", fix="name each once")
         width = model.get_parameter(next(name for name, p in model.named_parameters() if p.ndim == 2)).shape[-1]
         width = getattr(getattr(model, "config", None), "hidden_size", width)
-        size = max(1, int(width / self.reduction_factor)) if self.reduction_factor else self.size
+        size = max(1, int(width / self.reduction_factor)) if self.reduction_factor else self.size or 64
         like = next(model.parameters())
         for module in places(model, [*self.after], self.layout, width).values():
             adapter = Bottleneck(width, size, self.non_linearity, self.dropout, self.scaling, self.init)
@@ -220,6 +223,14 @@ class BottleneckAdapter(Method):
     def trainable(self, model: nn.Module) -> set[str] | None:
         """Both projections of every adapter."""
         return {name for name, _ in model.named_parameters() if f".{NAME}." in name}
+
+    def prepare(self, model: nn.Module, train: Train, steps_per_epoch: int) -> str:
+        """Says where the adapters are, and of which size."""
+        found = {name: module for name, module in model.named_modules() if isinstance(module, Bottleneck)}
+        first, adapter = next(iter(found.items()))
+        layout = self.layout if self.scaling == 1 else f"{self.layout} x {self.scaling:g}"
+        units = f"{adapter.down.out_features} of {adapter.down.in_features} units"
+        return f"{layout}, {units}, at {len(found)} places such as {first.removesuffix(f'.{NAME}')}"
 
     def optimizer_rules(self, model: nn.Module) -> dict[str, Rule]:
         """The adapters' own weight decay."""

@@ -191,7 +191,7 @@ def apply(
     model: nn.Module, targets: str | list[str], rank: int, scale: float, dropout: float = 0.0
 ) -> dict[str, LoRALinear]:
     """Put LoRA on the layers with a role or name, in place. Returns all LoRA layers. Raises ModelError."""
-    for name in surgery.linears(model, targets):
+    for name in surgery.linears(model, targets, "methods.lora.target_modules"):
         layer = model.get_submodule(name)
         wrap: Any = LoRAAttention if isinstance(layer, nn.MultiheadAttention) else LoRALinear
         smallest = layer.embed_dim if isinstance(layer, nn.MultiheadAttention) else min(layer.weight.shape)  # type: ignore[arg-type]
@@ -262,7 +262,7 @@ def load_lora_state(model: nn.Module, path: Path, merge_weights: bool = False) -
             layer.lora_a.copy_(state[f"{name}.lora_a"])
             layer.lora_b.copy_(state[f"{name}.lora_b"])
             if merge_weights:
-                known[name].weight.copy_(layer.merged_weight())  # type: ignore[operator]
+                known[name].weight.copy_(layer.merged_weight())
 
 
 def _around_copy(layer: nn.Module, a: Tensor | None, scale: float) -> LoRALinear:

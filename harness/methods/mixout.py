@@ -110,7 +110,9 @@ class Mixout(Method):
         drawn = f"{self.units} masks drawn once per {self.scope}"
         plain = sum(isinstance(model.get_submodule(name), MixLinear) for name in mixed)
         decay = f"; no weight decay on {plain} of them" if plain else ""
-        return f"{len(mixed)} layers such as {mixed[0]}, p = {self.p:g}, {drawn}{decay}"
+        rest = f"; {len(chosen) - len(mixed)} others of the role are frozen" if len(chosen) > len(mixed) else ""
+        count = f"{len(mixed)} layers such as" if len(mixed) > 1 else "1 layer,"
+        return f"{count} {mixed[0]}, p = {self.p:g}, {drawn}{decay}{rest}"
 
     def _mix(self, model: nn.Module, name: str) -> bool:
         """Put a mask on this layer if it trains; returns whether it does."""
@@ -127,8 +129,9 @@ class Mixout(Method):
         if not any(p.requires_grad for name, p in layer.named_parameters(recurse=False) if name.endswith("weight")):
             return False
         if surgery.is_wrapped(layer) or not isinstance(layer, nn.Linear):
-            what = f"{name} is a {type(layer).__name__}; mixout is for nn.Linear and the LoRA of this harness"
-            raise ModelError(what, where="methods.mixout.layers", fix="take another role")
+            kind = "wrapped by another method" if surgery.is_wrapped(layer) else f"a {type(layer).__name__}"
+            what = f"{name} is {kind}; mixout is for torch's nn.Linear and for methods.lora"
+            raise ModelError(what, where="methods.mixout.layers", fix="take another role: head, encoder or all")
         surgery.replace(model, name, MixLinear(layer, self._mask(*layer.weight.shape)))
         return True
 

@@ -16,6 +16,7 @@ from harness import train
 from harness.errors import ModelError, SpecError
 from harness.gradients import ExactGradient
 from harness.methods.awp import AWP, box, is_active, relative, sam
+from harness.methods.lora import LoRA
 from harness.optim import Train
 from tests.toys import ToyTask, classifier, deviation, random_batch
 
@@ -237,8 +238,8 @@ def test_sam_attacks_everything_that_trains() -> None:
 MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"rule": "sam", "gamma": 0.1}, SpecError, r"methods\.awp\.gamma: has no effect with rule: sam"),
     ({"rho": 0.1}, SpecError, r"methods\.awp\.rho: has no effect with rule: relative"),
-    ({"start_epoch": 3}, SpecError, r"methods\.awp: never active in 2 epochs of 3 steps"),
-    ({"start": 0.5, "stop": 0.5}, SpecError, "never active"),
+    ({"start_epoch": 3}, SpecError, r"methods\.awp: never active in 6 steps, 3 an epoch"),
+    ({"start": 0.5, "stop": 0.5}, SpecError, r"methods\.awp\.start: 0\.5 is not below stop \(0\.5\)"),
     ({"layers": "head"}, ModelError, r"methods\.awp\.layers: nothing with the role 'head' trains"),
 ]
 
@@ -254,7 +255,10 @@ def test_settings_without_effect_are_refused(options: dict[str, Any], error: typ
 
 def test_it_says_what_it_will_do() -> None:
     settings = Train.model_validate(SETTINGS)
-    assert AWP().prepare(classifier(), settings, 3) == "rule relative, attacks 14 tensors in 2 of 6 steps"
+    note = "rule relative, gamma = 0.01, attacks 14 tensors in 2 of 6 steps, which cost up to twice as much"
+    assert AWP().prepare(classifier(), settings, 3) == note
+    lora = LoRA(rank=2).edit_model(classifier())
+    assert AWP().prepare(lora, settings, 3).endswith("8 of them are zero now and do not move until they have grown")
     assert AWP(gamma=0.0).prepare(classifier(), settings, 3).startswith("off, because")
 
 

@@ -136,7 +136,7 @@ def test_applying_twice_is_an_error_not_a_second_adapter() -> None:
 
 def test_a_model_without_a_place_is_an_error() -> None:
     model = nn.Sequential(nn.ModuleList([nn.Linear(4, 4)]))
-    with pytest.raises(ModelError, match=r"methods\.bottleneck_adapter: no block of Sequential"):
+    with pytest.raises(ModelError, match=r"methods\.bottleneck_adapter\.layout: no block of Sequential"):
         BottleneckAdapter().edit_model(model)
 
 
@@ -171,6 +171,10 @@ def test_a_size_by_reduction_factor() -> None:
     assert adapted.get_parameter("bert.encoder.layer.0.output.dropout.bottleneck_adapter.down.bias").shape == (5,)
     with pytest.raises(SpecError, match=r"methods\.bottleneck_adapter: size and reduction_factor are both given"):
         BottleneckAdapter(size=4, reduction_factor=3).edit_model(classifier())
+    with pytest.raises(SpecError, match=r"methods\.bottleneck_adapter\.after: the same sub-layer stands twice"):
+        BottleneckAdapter(after=["attention", "attention"]).edit_model(classifier())
+    note = BottleneckAdapter(reduction_factor=3).prepare(adapted, Train.model_validate(SETTINGS), 3)
+    assert note == "houlsby, 5 of 16 units, at 2 places such as bert.encoder.layer.0.output.dropout"
 
 
 def test_adapters_have_their_own_weight_decay() -> None:

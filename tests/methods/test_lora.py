@@ -148,7 +148,10 @@ def test_a_layer_that_is_wrapped_already_is_an_error() -> None:
 
 
 def test_a_name_that_matches_nothing_is_an_error_with_the_nearest() -> None:
-    with pytest.raises(ModelError, match=r"'quary' matches no linear layer .*(\n.*)*did you mean 'query'"):
+    with pytest.raises(
+        ModelError,
+        match=r"methods\.lora\.target_modules: 'quary' matches no linear layer .*(\n.*)*did you mean 'query'",
+    ):
         LoRA(target_modules=["query", "quary"]).edit_model(classifier())
 
 

@@ -161,9 +161,9 @@ def test_of_a_lora_layer_the_update_is_mixed(units: Any, scope: Any) -> None:
     seen: list[Tensor] = []
 
     def backward() -> Tensor:
-        for call in (lambda: layer(x), lambda: layer.update_mask(layer.lora_a)):
+        for module, given in ((layer, x), (layer.update_mask, layer.lora_a)):
             torch.manual_seed(5)
-            seen.append(call().detach())
+            seen.append(module(given).detach())
         return torch.zeros(())
 
     method.wrap_backward(backward, model)()
