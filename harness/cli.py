@@ -51,6 +51,21 @@ def show(
 
 
 @app.command()
+def methods(name: Annotated[str | None, typer.Argument(help="a method; default: all, one line each")] = None) -> None:
+    """What a method does, with its formulas, sources and hazards, and every setting it has."""
+    from harness import registry
+
+    if name is None:
+        for known in registry.names("method"):
+            print(f"{known:20}{registry.describe('method', known).story.partition(chr(10))[0]}")
+        return
+    described = registry.describe("method", name)
+    print(described.story, end="\n\n")
+    for field, default, meaning in described.fields:
+        print(f"methods.{name}.{field} = {default}\n    {meaning}")
+
+
+@app.command()
 def keygen(
     path: Annotated[Path | None, typer.Argument(help="default: ~/.config/harness/keys/active")] = None,
     rotate: Annotated[

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
+import re
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,33 @@ def settings_class(kind: str, name: str) -> type[Settings]:
     exec(compile(module, f"<settings of {name}>", "exec", dont_inherit=True), scope)  # noqa: S102 - our own source, field declarations only
     found: type[Settings] = scope[plugin.name]
     return found
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a plug-in's source says about it."""
+
+    story: str
+    """The docstring of the file: what it does, formulas, sources, hazards."""
+    fields: list[tuple[str, str, str]]
+    """Name, default and meaning of every setting, with what its annotation allows."""
+
+
+def describe(kind: str, name: str) -> Described:
+    """Read a plug-in's documentation without importing it. Raises SpecError if no such plug-in exists."""
+    check_name(kind, name)
+    tree = ast.parse((_ROOT / FOLDERS[kind] / f"{name}.py").read_text(encoding="utf-8"))
+    body, known = _plugin_class(tree, kind).body, settings_class(kind, name).model_fields
+    fields = []
+    for node, after in zip(body, [*body[1:], ast.Pass()], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id in known:
+            said = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+            field = known[node.target.id]
+            default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
+            choices = re.findall(r"'(\w+)'", ast.unparse(node.annotation))
+            allowed = f" ({' | '.join(choices)})" if choices else ""
+            fields.append((node.target.id, default, " ".join(str(said).split()) + allowed))
+    return Described(ast.get_docstring(tree) or "", fields)
 
 
 def produces(metric: str) -> tuple[str, ...]:

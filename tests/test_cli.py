@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from harness import cli, keys, spec
+from harness import cli, keys, registry, spec
+from harness.cli import app
 from harness.keys import Key, keygen, load_key, load_keyring
 from harness.provenance import seal
 from harness.tracking import Tracking, start
@@ -219,3 +221,18 @@ def test_verify_refuses_a_key_that_others_can_read(harness: Command, tmp_path: P
     keys.key_file().chmod(0o644)
     assert harness("verify", str(folder), "--output", str(tmp_path)) == 2
     assert "fix: chmod 600" in harness.err
+
+
+@pytest.mark.parametrize("name", registry.names("method"))
+def test_every_setting_of_a_method_is_explained(name: str) -> None:
+    done = CliRunner().invoke(app, ["methods", name])
+    assert done.exit_code == 0
+    for field in registry.settings_class("method", name).model_fields:
+        explained = re.search(rf"^methods\.{name}\.{field} = .+\n    \S.{{10,}}$", done.stdout, flags=re.MULTILINE)
+        assert explained, field
+    assert "arXiv" in done.stdout or name == "peft"
+
+
+def test_all_methods_in_one_line_each() -> None:
+    lines = CliRunner().invoke(app, ["methods"]).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == registry.names("method")
