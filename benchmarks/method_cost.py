@@ -18,7 +18,7 @@ import torch
 from harness import assembly, device, spec, train
 from harness.train import Step
 
-ROUNDS = 12
+ROUNDS = 8
 AWP = "methods.awp.start=0.0"
 VARIANTS: dict[str, list[str]] = {
     "plain": [],
