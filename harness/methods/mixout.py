@@ -80,6 +80,11 @@ class MixLinear(nn.Linear):
         return F.linear(x, self.weight, self.bias)
 
 
+def _own_weights(layer: nn.Module) -> list[str]:
+    """The layer's weights, without its bias and without what another method has hung on it."""
+    return [name for name, _ in layer.named_parameters(recurse=False) if name.endswith("weight")]
+
+
 class Mixout(Method):
     """Mixout on the linear layers of a role that train, LoRA layers included; biases are not mixed."""
 
@@ -126,10 +131,12 @@ class Mixout(Method):
                 raise SpecError(what, where="methods.lora.dropout", fix="set it to 0")
             layer.update_mask = self._mask(layer.lora_b.shape[0], layer.lora_a.shape[1])
             return True
-        if not any(p.requires_grad for name, p in layer.named_parameters(recurse=False) if name.endswith("weight")):
+        is_wrapped = surgery.is_wrapped(layer)
+        weights = layer.parameters() if is_wrapped else map(layer.get_parameter, _own_weights(layer))
+        if not any(weight.requires_grad for weight in weights):
             return False
-        if surgery.is_wrapped(layer) or not isinstance(layer, nn.Linear):
-            kind = "wrapped by another method" if surgery.is_wrapped(layer) else f"a {type(layer).__name__}"
+        if is_wrapped or not isinstance(layer, nn.Linear):
+            kind = "wrapped by another method" if is_wrapped else f"a {type(layer).__name__}"
             what = f"{name} is {kind}; mixout is for torch's nn.Linear and for methods.lora"
             raise ModelError(what, where="methods.mixout.layers", fix="take another role: head, encoder or all")
         surgery.replace(model, name, MixLinear(layer, self._mask(*layer.weight.shape)))

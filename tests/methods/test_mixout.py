@@ -19,6 +19,7 @@ from harness.gradients import ExactGradient
 from harness.methods.bottleneck_adapter import BottleneckAdapter
 from harness.methods.lora import LoRA, lora_layers
 from harness.methods.mixout import Mask, MixLinear, Mixout, keep_factor, mix
+from harness.methods.peft import Peft
 from harness.optim import Rule, Train, parameter_groups
 from tests.test_train import SETTINGS
 from tests.toys import ToyTask, classifier, deviation, random_batch
@@ -273,6 +274,9 @@ def test_what_cannot_work_is_refused() -> None:
         Mixout(layers="encoder").prepare(frozen, TRAIN, 3)
     with pytest.raises(SpecError, match=r"methods\.lora\.dropout: mixout on a LoRA layer takes the place"):
         Mixout(layers="encoder").prepare(LoRA(rank=2).edit_model(classifier()), TRAIN, 3)
+    ia3 = Peft(type="IA3", config={"target_modules": ["key"], "feedforward_modules": []}).edit_model(classifier())
+    with pytest.raises(ModelError, match=r"key is wrapped by another method; mixout is for torch's nn\.Linear"):
+        Mixout(layers="all").prepare(ia3, TRAIN, 3)
     on_head = LoRA(rank=2, target_modules="head", dropout=0.0).edit_model(classifier()).requires_grad_(True)
     with pytest.raises(SpecError, match="belongs to the new head"):
         Mixout().prepare(on_head, TRAIN, 3)
