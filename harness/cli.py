@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -45,7 +46,8 @@ def show(
     settings = {key: value for key, value in chosen.flat().items() if key != "name"}
     for key, value in settings.items():
         differs = key not in defaults or defaults[key] != value
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        is_plain = isinstance(value, str) and re.fullmatch(r"[\w./:@+ -]*", value)
+        text = value if is_plain else json.dumps(value, ensure_ascii=False)
         typer.secho(f"{'*' if differs else ' '} {key} = {text}", fg="cyan" if differs else None)
     print("\n* differs from base.yaml. Any setting can be given as 'key=value'.")
 

@@ -53,14 +53,14 @@ def check(settings: Compression, model: nn.Module) -> None:
 def prunable(model: nn.Module) -> list[tuple[nn.Module, str]]:
     """The weights that pruning compares: those of attention and feed-forward layers, as owner and parameter name.
 
-    Left out are layers a method is still wrapped around and modules it added.
+    Left out are layers a method is still wrapped around, modules it added, and weights that several layers share.
     """
-    found: dict[int, tuple[nn.Module, str]] = {}
-    for name, layer in surgery.layers(model).items():
-        if surgery.role_of(name) in surgery.ROLES["all"] and not surgery.is_wrapped(layer):
-            for owner, parameter in _weights(layer):
-                found.setdefault(id(getattr(owner, parameter)), (owner, parameter))  # a shared weight counts once
-    return list(found.values())
+    return [
+        weight
+        for name, layer in surgery.layers(model).items()
+        if surgery.role_of(name) in surgery.ROLES["all"] and not surgery.is_wrapped(layer)
+        for weight in _weights(layer)
+    ]
 
 
 def _weights(layer: nn.Module) -> list[tuple[nn.Module, str]]:

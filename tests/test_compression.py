@@ -114,13 +114,13 @@ def test_attention_of_torch_is_pruned_and_stays_float() -> None:
     assert torch.equal(attention(x, x, x)[0], model.get_submodule("layers.0")(x, x, x)[0])
 
 
-def test_a_weight_that_two_layers_share_counts_once() -> None:
+def test_a_weight_that_two_layers_share_is_left_alone() -> None:
     first, second = nn.Linear(8, 8), nn.Linear(8, 8)
     second.weight = first.weight
-    model = nn.ModuleDict({"layer": nn.ModuleList([first, second])})
-    assert len(prunable(model)) == 1
+    model = nn.ModuleDict({"layer": nn.ModuleList([first, second, nn.Linear(8, 8)])})
+    assert [id(owner) for owner, _ in prunable(model)] == [id(model.get_submodule("layer.2"))]
     pruned = prune(model, 0.25)
-    assert [int((m.weight == 0).sum()) for m in pruned.modules() if isinstance(m, nn.Linear)] == [16, 16]
+    assert [int((m.weight == 0).sum()) for m in pruned.modules() if isinstance(m, nn.Linear)] == [0, 0, 16]
 
 
 def test_int8_is_smaller_and_pruned_is_smaller_only_when_zipped() -> None:
