@@ -107,8 +107,7 @@ def render(rows: list[Row]) -> str:
         by_name: dict[str, dict[int, Row]] = {}
         for row in here:
             by_name.setdefault(row.experiment, {})[row.seed] = row  # of equal runs the last
-        reference = by_name.get(REFERENCE, {})
-        lines = [_line(name, runs, reference) for name, runs in by_name.items()]
+        lines = [_line(name, runs, _reference(name, by_name)) for name, runs in by_name.items()]
         lines.sort(key=lambda line: line[2], reverse=True)
         columns = [
             "experiment",
@@ -125,6 +124,12 @@ def render(rows: list[Row]) -> str:
     return "\n\n".join([*parts, _LEGEND])
 
 
+def _reference(name: str, by_name: dict[str, dict[int, Row]]) -> dict[int, Row]:
+    """Full fine-tuning under the same settings of the command line, or as it is shipped."""
+    same = f"{REFERENCE} {name.partition(' ')[2]}".strip()
+    return by_name.get(same) or by_name.get(REFERENCE, {})
+
+
 def _line(name: str, runs: dict[int, Row], reference: dict[int, Row]) -> list[str]:
     of = list(runs.values())
     common = [run.f1_macro - reference[seed].f1_macro for seed, run in runs.items() if seed in reference]
@@ -132,7 +137,7 @@ def _line(name: str, runs: dict[int, Row], reference: dict[int, Row]) -> list[st
         f"`{name}`",
         str(len(of)),
         _spread([run.f1_macro for run in of]),
-        _spread(common, "+.3f") if common and name != REFERENCE else "",
+        _spread(common, "+.3f") if common and runs is not reference else "",
         _spread([run.accuracy for run in of]),
         f"{of[0].trainable:,}",
         f"{of[0].share:.2%}",

@@ -56,6 +56,17 @@ def test_other_settings_are_another_row_and_say_so(tmp_path: Path) -> None:
     assert found == {"lora": 0.7, "lora methods.lora.rank=4": 0.6}
 
 
+def test_full_fine_tuning_under_the_same_settings_is_the_reference(tmp_path: Path) -> None:
+    finished(tmp_path, "full_finetune", 0, 0.5)
+    finished(tmp_path, "full_finetune", 0, 0.6, train__epochs=2)
+    finished(tmp_path, "lora", 0, 0.7, train__epochs=2)
+    finished(tmp_path, "lora", 0, 0.8, methods__lora__rank=4)
+    text = table.render(table.read(tmp_path))
+    assert cells(text, "lora train.epochs=2")[3] == "+0.100"
+    assert cells(text, "lora methods.lora.rank=4")[3] == "+0.300"
+    assert cells(text, "full_finetune train.epochs=2")[3] == ""
+
+
 def test_other_test_rows_are_another_table(tmp_path: Path) -> None:
     finished(tmp_path, "full_finetune", 0, 0.5, test="a")
     finished(tmp_path, "lora", 0, 0.7, test="b")
