@@ -114,8 +114,9 @@ class Mixout(Method):
             raise ModelError(what, where="methods.mixout.layers", fix="take another role, or leave mixout out")
         drawn = f"{self.units} masks drawn once per {self.scope}"
         plain = sum(isinstance(model.get_submodule(name), MixLinear) for name in mixed)
-        decay = f"; no weight decay on {plain} of them" if plain else ""
-        rest = f"; {len(chosen) - len(mixed)} others of the role are frozen" if len(chosen) > len(mixed) else ""
+        decay = "; no weight decay where they are no LoRA layers" if 0 < plain < len(mixed) else ""
+        decay = "; no weight decay on them" if plain == len(mixed) else decay
+        rest = f"; left out, because frozen: {len(chosen) - len(mixed)}" if len(chosen) > len(mixed) else ""
         count = f"{len(mixed)} layers such as" if len(mixed) > 1 else "1 layer,"
         return f"{count} {mixed[0]}, p = {self.p:g}, {drawn}{decay}{rest}"
 
