@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from harness import storage
@@ -25,15 +25,7 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 def save(state: dict[str, Tensor], folder: Path) -> Path:
     """Write `trained.safetensors`, whole or not at all. Raises StorageError."""
     path = folder / WEIGHTS
-    temporary = folder / f".{WEIGHTS}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, temporary, metadata={"format": "pt"})
-        storage.apply_umask(temporary)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}", why=str(error), fix="free some disk space") from error
+    storage.write_tensors(path, state)
     return path
 
 

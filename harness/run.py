@@ -130,11 +130,7 @@ def _run_seed(session: _Session, seed: int, assembled: Assembled | None, parent:
     assembled = assembled or assembly.assemble(spec, loaded, seed)
     name = storage.safe_name(f"{spec.name}-s{seed}-{os.urandom(2).hex()}")
     folder = session.output / "runs" / name
-    terminal.title(f"\n{name}")
-    terminal.table(["parameters", "", "of full fine-tuning"], report.parameter_rows(assembled))
-    for method, note in assembled.notes.items():
-        terminal.say(f"{method}: {note}")
-
+    _say_start(terminal, name, assembled)
     tracker = _start_tracker(session, name, parent)
     with _ending(tracker):
         statement = Statement(spec, seed, name, loaded, accelerator, session.key)
@@ -242,6 +238,13 @@ def _writable(folder: Path) -> Path:
         fix = "name a folder of yours: output=<folder>"
         raise StorageError(f"cannot write into {folder}", where="output", why=str(error), fix=fix) from error
     return folder
+
+
+def _say_start(terminal: Terminal, name: str, assembled: Assembled) -> None:
+    terminal.title(f"\n{name}")
+    terminal.table(["parameters", "", "of full fine-tuning"], report.parameter_rows(assembled))
+    for method, note in assembled.notes.items():
+        terminal.say(f"{method}: {note}")
 
 
 def _say_result(

@@ -20,7 +20,6 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -230,10 +229,8 @@ def save_lora_state(model: nn.Module, path: Path, merge_weights: bool = False) -
     """Write the adapter alone, or with `merge_weights` the whole model as plain weights, as one safetensors file."""
     state = remove(copy.deepcopy(model)).state_dict() if merge_weights else lora_state(model)
     scales = {name: layer.scale for name, layer in lora_layers(model).items()}
-    content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    metadata = {"format": "pt"} if merge_weights else {"format": "pt", "lora_scales": json.dumps(scales)}
-    save_file(content, path, metadata=metadata)
-    storage.apply_umask(path)
+    content = {name: tensor.detach().clone() for name, tensor in state.items()}  # tied weights: one copy each
+    storage.write_tensors(path, content, {} if merge_weights else {"lora_scales": json.dumps(scales)})
 
 
 def load_lora_state(model: nn.Module, path: Path, merge_weights: bool = False) -> None:
@@ -340,10 +337,8 @@ class LoRA(Method):
             whole.setdefault(surgery.pretrained_name(name), parameters[name])
         if not names:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        content = {f"base_model.model.{k}": v.detach().cpu().contiguous() for k, v in (tensors | whole).items()}
-        save_file(content, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        storage.apply_umask(folder / "adapter_model.safetensors")
+        content = {f"base_model.model.{name}": tensor for name, tensor in (tensors | whole).items()}
+        storage.write_tensors(folder / "adapter_model.safetensors", content)
         config = {
             "peft_type": "LORA",
             "task_type": "SEQ_CLS" if "SequenceClassification" in type(model).__name__ else None,

@@ -30,7 +30,6 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from pydantic import Field, PrivateAttr, model_validator
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from harness import storage, surgery
@@ -224,10 +223,7 @@ class Peft(Method):
         state: dict[str, Tensor] = get_peft_model_state_dict(shell, save_embedding_layers=False)
         state = {name: tensor for name, tensor in state.items() if not name.startswith(wrapped)}
         state |= {f"{prefix}{name}": tensor for name, tensor in whole.items()}
-        folder.mkdir(parents=True, exist_ok=True)
-        content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-        save_file(content, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        storage.apply_umask(folder / "adapter_model.safetensors")
+        storage.write_tensors(folder / "adapter_model.safetensors", {n: t.detach().clone() for n, t in state.items()})
         config = copy.deepcopy(_settings(model))
         config.task_type = "SEQ_CLS" if "SequenceClassification" in type(inner).__name__ else None
         config.modules_to_save = sorted({surgery.owner(inner, name) for name in whole})
