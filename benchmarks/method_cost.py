@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import torch
 
-from harness import assembly, device, spec, train
+from harness import assembly, device, processes, spec, train
 from harness.train import Step
 
 ROUNDS = 8
@@ -41,7 +41,8 @@ def steps(overrides: list[str], loaded: assembly.Loaded) -> Iterator[Step]:
     chosen = spec.load("full_finetune", overrides)
     assembled = assembly.assemble(chosen, loaded, 0)
     methods, generator = list(assembled.methods.values()), torch.Generator().manual_seed(0)
-    return train.fit(assembled.model, loaded.task, methods, chosen.train, train.build_accelerator("no"), generator)
+    accelerator = processes.build_accelerator("no")
+    return train.Training(assembled.model, loaded.task, methods, chosen.train, accelerator, generator).steps()
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from harness import assembly, device, spec, tracking, train
+from harness import assembly, device, processes, spec, tracking, train
 
 STEPS, TRAINED = 2_000, 20
 
@@ -41,7 +41,8 @@ def training() -> tuple[float, float]:
     loaded = assembly.load(chosen)
     assembled = assembly.assemble(chosen, loaded, 0)
     methods, generator = list(assembled.methods.values()), torch.Generator().manual_seed(0)
-    steps = train.fit(assembled.model, loaded.task, methods, chosen.train, train.build_accelerator("no"), generator)
+    accelerator = processes.build_accelerator("no")
+    steps = train.Training(assembled.model, loaded.task, methods, chosen.train, accelerator, generator).steps()
     for _ in range(3):
         next(steps)
     cpu, wall = time.process_time(), time.perf_counter()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
-import signal
 import sys
 import traceback
-from typing import Any
+from pathlib import Path
 
-from harness import spec, threads
-from harness.errors import HarnessError, Interrupted, SpecError, did_you_mean
+from harness import interruption, spec, storage, threads
+from harness.errors import HarnessError, Interrupted, SpecError, UserError, did_you_mean
+from harness.storage import RunLock
 
 HELP = """\
 Run an experiment, tracked in MLflow.
@@ -27,10 +28,13 @@ Options
   KEY=VALUE       override a setting (`harness show NAME` lists them all);  ~KEY removes one, such as ~methods.lora
   --plan          show the resolved spec, data, parameters, steps and memory, and stop   (--json for programs)
   --smoke         a few rows, two steps, evaluation, save, reload, latency
+  --resume RUN    go on with a run that was stopped, by its name or folder: same run, same statements, same weights
+                  (--insecure accepts checkpoints that are not signed with your key)
   --debug         show Python's traceback for errors as well
   --help          this text
 """
-FLAGS = ("--plan", "--json", "--smoke", "--debug", "--help")
+FLAGS = ("--plan", "--json", "--smoke", "--resume", "--insecure", "--debug", "--help")
+_PLACES = ("output", "tracking.uri")
 
 SMOKE = [
     "train.max_steps=2", "train.warmup_steps=0", "train.batch_size=12", "data.limit=24", "data.max_test_overlap=1.0",
@@ -41,13 +45,12 @@ SMOKE = [
 
 def main(arguments: list[str]) -> int:
     """Run `launch.py` with these arguments; returns the exit code (errors.py lists them)."""
-    speaks = os.environ.get("RANK", "0") == "0"
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        return _main(arguments)
+        with interruption.listening():
+            return _main(arguments)
     except HarnessError as error:
-        if speaks:
-            print(_labelled(error), file=sys.stderr)
+        if told := _told(error):
+            print(told, file=sys.stderr, flush=True)
             if "--debug" in arguments:
                 traceback.print_exc()
         return error.exit_code
@@ -56,8 +59,12 @@ def main(arguments: list[str]) -> int:
         return 130
 
 
-def _terminate(number: int, frame: Any) -> None:
-    raise Interrupted(143)
+def _told(error: HarnessError) -> str:
+    """The error as this process says it: all know what is wrong with a spec, only one what it met in training."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
+        return str(error) if isinstance(error, Interrupted) else _labelled(error)
+    return "" if isinstance(error, UserError | Interrupted) else f"[process {rank}] error: {error}"
 
 
 def _labelled(error: HarnessError) -> str:
@@ -67,9 +74,10 @@ def _labelled(error: HarnessError) -> str:
 
 
 def _main(arguments: list[str]) -> int:
+    resumed, arguments = _take_resume(arguments)
     flags = [argument for argument in arguments if argument.startswith("-")]
     words = [argument for argument in arguments if not argument.startswith("-")]
-    if "--help" in flags or "-h" in flags or not arguments:
+    if "--help" in flags or "-h" in flags or not (arguments or resumed):
         print(HELP.format(names=", ".join(spec.names())))
         return 0 if arguments else 2
     for flag in flags:
@@ -78,6 +86,10 @@ def _main(arguments: list[str]) -> int:
     for word in words:
         if word.startswith("sweep="):
             raise SpecError("sweeps are not available in this version", where=word, fix="run the experiment alone")
+    if resumed:
+        resolved, name = _resume(resumed, flags, words)
+        _run(resolved, name, insecure="--insecure" in flags)
+        return 0
     chosen = [word.removeprefix("exp=") for word in words if word.startswith("exp=")]
     if len(chosen) != 1:
         raise SpecError("name exactly one experiment", fix=f"exp=<name>; known: {', '.join(spec.names())}")
@@ -91,8 +103,59 @@ def _main(arguments: list[str]) -> int:
         made = plan.make(resolved)
         print(json.dumps(made, indent=2, ensure_ascii=False) if "--json" in flags else plan.render(made))
         return 0
+    _run(resolved)
+    return 0
+
+
+def _run(resolved: spec.Spec, resume: str | None = None, *, insecure: bool = False) -> None:
+    storage.writable(storage.PROJECT / resolved.output)  # before the seconds that importing takes
     threads.choose_wait_policy()
     from harness.run import run
 
-    run(resolved)
-    return 0
+    run(resolved, resume=resume, insecure=insecure)
+    gc.collect()  # gloo aborts at exit now and then while a model is alive
+
+
+def _take_resume(arguments: list[str]) -> tuple[str, list[str]]:
+    """The value of `--resume RUN` or `--resume=RUN`, "" without it, and the other arguments."""
+    value, rest, waiting = "", [], iter(arguments)
+    for argument in waiting:
+        if argument == "--resume" or argument.startswith("--resume="):
+            value = argument.partition("=")[2] or next(waiting, "")
+            if not value or value.startswith("-"):
+                raise SpecError("which run?", where="--resume", fix="--resume <name or folder of a run>")
+        else:
+            rest.append(argument)
+    return value, rest
+
+
+def _resume(run: str, flags: list[str], words: list[str]) -> tuple[spec.Spec, str]:
+    """The spec of a run that was stopped, and its name.
+
+    Raises:
+        UserError: no such run, a finished one, one that a living process works on.
+        SpecError: other settings than it began with.
+    """
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    for word in words:
+        if word.split("=", 1)[0] not in (*_PLACES, "exp"):
+            fix = f"leave it out (only {' and '.join(_PLACES)} may change), or start the experiment anew"
+            raise SpecError("a run keeps the settings it began with", where=word, fix=fix)
+    for flag in {"--plan", "--smoke"} & set(flags):
+        raise SpecError("does not go with --resume", where=flag, fix="leave it out")
+    folder = Path(run)
+    if not folder.is_dir():
+        output = storage.PROJECT / given.get("output", "mlruns")
+        folder = output / "runs" / storage.safe_name(run)
+    if not (folder / "spec.yaml").is_file():
+        known = [path.parent.name for path in folder.parent.glob("*/spec.yaml")]
+        raise UserError(f"no run is called '{folder.name}'", where=str(folder), fix=did_you_mean(folder.name, known))
+    folder = folder.resolve()
+    if (folder / "end.envelope.json").exists() or (folder / "replicates.json").exists():
+        raise UserError(f"{folder.name} is finished", where=str(folder), fix="start the experiment anew")
+    RunLock(folder.parent.parent, folder.name).refuse_owned()
+    changes = {**{key: value for key, value in given.items() if key != "exp"}, "output": str(folder.parent.parent)}
+    resolved = spec.reload(folder / "spec.yaml", changes)
+    if given.get("exp", resolved.name) != resolved.name:
+        raise SpecError(f"{folder.name} is a run of {resolved.name}", where=f"exp={given['exp']}", fix="leave it out")
+    return resolved, folder.name

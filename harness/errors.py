@@ -7,7 +7,7 @@ HarnessError                 exit code
 │   └── ModelError                a checkpoint, a tokenizer, a layer name
 ├── TrainingError            1    a run that cannot go on
 ├── StorageError             5    a file or folder that cannot be read or written
-└── Interrupted              130  Ctrl-C; 143 for SIGTERM
+└── Interrupted              130  Ctrl-C; 143 for SIGTERM; 75 for SIGUSR1, sent before preemption
 """
 
 from __future__ import annotations
@@ -56,11 +56,12 @@ class StorageError(HarnessError):
 
 
 class Interrupted(HarnessError):
-    """The process was asked to stop, by Ctrl-C (130) or SIGTERM (143)."""
+    """The process was asked to stop: by Ctrl-C (130), by SIGTERM (143), or to make room for another one (75)."""
 
-    def __init__(self, exit_code: int) -> None:
-        super().__init__("interrupted" if exit_code == 130 else "terminated")
-        self.exit_code = exit_code
+    def __init__(self, exit_code: int, *, is_agreed: bool = False) -> None:
+        """`is_agreed`: all processes of the run stop at the same step, with a checkpoint saved."""
+        super().__init__({130: "interrupted", 75: "preempted"}.get(exit_code, "terminated"))
+        self.exit_code, self.is_agreed = exit_code, is_agreed
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

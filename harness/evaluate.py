@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +19,29 @@ CPU_TOKENS = 512
 GPU_TOKENS = 65_536
 
 
-def predict(model: nn.Module, task: Task, split: str, accelerator: Accelerator) -> Predictions:
-    """Predictions for a whole split, in order, the same on every process; each process computes a part of the rows."""
-    rows, rank, world = task.num_rows(split), accelerator.process_index, accelerator.num_processes
-    mine = range(rank * rows // world, (rank + 1) * rows // world)
-    with accelerator.autocast():
-        part = task.predict(model, split, mine, token_budget(accelerator.device))
-    if world == 1:
-        return part
-    parts: list[Predictions] = gather_object([part])
-    return Predictions(
-        np.concatenate([p.labels for p in parts]),
-        np.concatenate([p.scores for p in parts]),
-        part.label_names,
-        [row for p in parts for row in p.rows],
-    )
+class Evaluator:
+    """Predicts splits."""
+
+    def __init__(self, accelerator: Accelerator, notice: Callable[[str], None] = print) -> None:
+        self.accelerator, self.notice = accelerator, notice
+        self.tokens = token_budget(accelerator.device)
+
+    def predict(self, model: nn.Module, task: Task, split: str) -> Predictions:
+        """Predictions for a whole split, in order, the same on every process; each process computes a part."""
+        accelerator = self.accelerator
+        rows, rank, world = task.num_rows(split), accelerator.process_index, accelerator.num_processes
+        mine = range(rank * rows // world, (rank + 1) * rows // world)
+        with accelerator.autocast():
+            part = task.predict(model, split, mine, self.tokens)
+        if world == 1:
+            return part
+        parts: list[Predictions] = gather_object([part])
+        return Predictions(
+            np.concatenate([p.labels for p in parts]),
+            np.concatenate([p.scores for p in parts]),
+            part.label_names,
+            [row for p in parts for row in p.rows],
+        )
 
 
 def token_budget(device: torch.device) -> int:

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 
 from harness import device, digests, provenance
 from harness.assembly import Loaded
+from harness.errors import StorageError, UserError
 from harness.keys import Key
 from harness.spec import Spec
 from harness.storage import PROJECT
@@ -29,6 +31,9 @@ class Statement:
     ) -> None:
         self._key = key
         self._prev = ""
+        self._attempt = 1
+        self.changes: list[str] = []
+        """What is not as it was when the run began, and may be: after `resume`."""
         splits = (loaded.splits.train, loaded.splits.validation, loaded.splits.test)
         self._common: dict[str, Any] = {
             "runId": name,
@@ -54,10 +59,59 @@ class Statement:
         """Seal what the run starts from, before training."""
         self._prev = provenance.seal(folder, "start", self._common, self._key, subjects=_INPUTS)
 
+    def resume(self, folder: Path, keys: Sequence[Key], *, insecure: bool = False) -> None:
+        """Go on under the start statement that is there.
+
+        Raises:
+            StorageError: it is not authentic, or the inputs it covers were edited.
+            UserError: data, model or precision are not those the run began with.
+        """
+        envelope = provenance.open_envelope(folder / "start.envelope.json", keys)
+        is_unsigned = envelope.check.ok is None and envelope.predicate is not None
+        if envelope.predicate is None or (is_unsigned and keys and not insecure):
+            fix = "start the experiment anew; --insecure accepts a run that is not signed with your key"
+            raise StorageError("the start statement cannot be trusted", why=envelope.check.detail, fix=fix)
+        for name, digest in envelope.subjects.items():
+            if not digests.same(digests.file_digest(folder / name), digest):
+                fix = "start the experiment anew: a run keeps what it began with"
+                raise StorageError(f"{name} was edited since the run began", where=str(folder), fix=fix)
+        for key in ("data", "baseModel", "seeds"):
+            if envelope.predicate.get(key) != self._common[key]:
+                why = f"then {envelope.predicate.get(key)}, now {self._common[key]}"
+                raise UserError(f"{key} is not what the run began with", where=str(folder), why=why)
+        self.changes = [
+            f"{key}.{name} was {_short(before)}, is {_short(now)}"
+            for key in ("code", "world", "env")
+            for name, before, now in _differences(envelope.predicate.get(key), self._common[key])
+        ]
+        self._prev = envelope.attestation_id
+
+    def follow(self, statement: str, attempt: int | None = None) -> None:
+        """Let the next statement follow this one; `attempt` counts the processes that worked on the run."""
+        self._prev, self._attempt = statement, attempt or self._attempt
+
+    def checkpoint(self, folder: Path, step: int) -> str:
+        """Seal the files of a checkpoint, chained to the statement before it; returns its attestation id.
+
+        The next statement does not follow it before `follow` says that the checkpoint was committed.
+        """
+        claim = {**self._common, "prev": self._prev, "step": step, "attempt": self._attempt, "savedAt": _now()}
+        return provenance.seal(folder, "checkpoint", claim, self._key)
+
     def end(self, folder: Path, scores: dict[str, float]) -> None:
-        """Seal every file of the folder and the scores."""
-        ending = {**self._common, "prev": self._prev, "metrics": scores, "finishedAt": _now()}
-        provenance.seal(folder, "end", ending, self._key)
+        """Seal every file of the folder but its checkpoints, which go, and the scores."""
+        ending = {**self._common, "prev": self._prev, "attempt": self._attempt, "metrics": scores, "finishedAt": _now()}
+        provenance.seal(folder, "end", ending, self._key, exclude=["checkpoints"])
+
+
+def _differences(before: Any, now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Name, value before and value now of each entry that differs."""
+    known = before if isinstance(before, dict) else {}
+    return [(k, known.get(k), now.get(k)) for k in sorted({*known, *now}) if known.get(k) != now.get(k)]
+
+
+def _short(value: object) -> str:
+    return "nothing" if value is None else str(value)[:12]
 
 
 def code_state() -> dict[str, str]:

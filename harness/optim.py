@@ -40,6 +40,15 @@ class Train(Settings):
     micro_batch_tokens: int = Field(ge=1)
     """At most so many padded tokens per forward on one device. A matter of memory: it never changes the gradient."""
 
+    memory_probe: Literal["auto", "always", "never"]
+    """Take the gradient of the longest texts before the first step, so that memory that does not suffice shows at once
+    instead of after hours. auto: on a GPU."""
+    nonfinite: Literal["stop", "skip", "rollback"]
+    """What a loss or gradient that is NaN or infinite leads to, found before the weights change: stop the run; leave
+    the step out; or compute again from the last checkpoint, which helps against a fault of the machine only."""
+    max_nonfinite: int = Field(ge=1)
+    """How many steps may be left out, or how many times the run may go back, before it stops all the same."""
+
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of a run that is not stopped early."""
         steps = self.epochs * steps_per_epoch

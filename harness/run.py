@@ -1,11 +1,15 @@
-"""One spec -> finished runs, one per seed: the one place where everything meets, read from top to bottom."""
+"""One spec -> finished runs, one per seed: the one place where everything meets, read from top to bottom.
+
+A run that was stopped goes on in its own folder, under its own name and statements, in its own MLflow run.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
+import shlex
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,22 +25,26 @@ from harness import (
     deployment,
     device,
     evaluate,
+    faults,
     keys,
+    processes,
+    provenance,
     registry,
     replicates,
     report,
     storage,
     tracking,
-    train,
     variants,
 )  # fmt: skip
 from harness.assembly import Assembled, Loaded
+from harness.checkpoint import Checkpoints, Snapshot
 from harness.console import Terminal
-from harness.errors import Interrupted, StorageError, UserError
+from harness.errors import Interrupted, StorageError, TrainingError, UserError
 from harness.fingerprint import Statement
 from harness.metric import Metric
 from harness.selection import Selected, Selection
 from harness.spec import Spec
+from harness.storage import RunLock
 from harness.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -62,91 +70,142 @@ class _Session:
     loaded: Loaded
     accelerator: Accelerator
     key: keys.Key | None
+    keyring: list[keys.Key]
+    """What authenticates the statements and checkpoints of a run that goes on."""
     output: Path
     terminal: Terminal
     yardsticks: list[dict[str, Any]] = field(default_factory=list)
     """Scores of the baselines, filled by the first run: they depend on the data only."""
+    insecure: bool = False
+    """Go on from checkpoints that are not signed with a key of the keyring."""
 
 
-def run(spec: Spec) -> list[Result]:
+def run(spec: Spec, *, resume: str | None = None, insecure: bool = False) -> list[Result]:
     """Train and judge every seed of a spec; several seeds become children of one parent run.
+
+    Args:
+        spec: what to run.
+        resume: the name of a run, or of a parent of replicates, that was stopped: it goes on; `spec` is its own.
+        insecure: go on from checkpoints that are not signed with a key of the keyring.
 
     Raises:
         UserError: before training and before anything is written, for whatever cannot work.
         TrainingError, StorageError, Interrupted: after the tracker was told how the run ended.
     """
-    session = _prepare(spec)
-    assembled: Assembled | None = assembly.assemble(spec, session.loaded, spec.seeds[0])  # mistakes show here
-    if len(spec.seeds) == 1:
-        results = [_run_seed(session, spec.seeds[0], assembled)]
-    else:
-        assembled = None  # every replicate makes its own: two models are never held at once
-        results = _run_replicates(session)
+    session = _prepare(spec, insecure)
+    try:
+        assembled: Assembled | None = assembly.assemble(spec, session.loaded, spec.seeds[0])  # mistakes show here
+        if len(spec.seeds) == 1:
+            name = resume or _name(spec, f"s{spec.seeds[0]}", os.urandom(2).hex())
+            results = [_run_seed(session, spec.seeds[0], _same(session, name), assembled)]
+        else:
+            assembled = None  # every replicate makes its own: two models are never held at once
+            name = resume or _name(spec, f"x{len(spec.seeds)}", os.urandom(2).hex())
+            results = _run_replicates(session, _same(session, name))
+    except Interrupted as error:
+        if error.is_agreed:  # a launcher ends the others as soon as one process has gone: the first one needs time
+            with suppress(TrainingError):
+                processes.wait(session.accelerator)
+        raise
     session.terminal.say(f"\nSee all runs:  {tracking.ui_command(spec.tracking.uri, session.output)}")
+    if session.accelerator.num_processes > 1:
+        processes.wait(session.accelerator)
+        session.accelerator.end_training()
     return results
 
 
-def _prepare(spec: Spec) -> _Session:
+def _name(spec: Spec, part: str, suffix: str) -> str:
+    return storage.safe_name(f"{spec.name[:40]}-{part}-{suffix}")
+
+
+def _same(session: _Session, name: str) -> str:
+    """The first process's name for the run, on all."""
+    return str(processes.gather(session.accelerator, name)[0])
+
+
+def _prepare(spec: Spec, insecure: bool) -> _Session:
     """Key, folder, device and data."""
     is_first = os.environ.get("RANK", "0") == "0"
+    keyring = keys.load_keyring() if is_first else []
     key = keys.take_key() if is_first else None
     if spec.provenance.require_signature and is_first and key is None:
         fix = "make one with `harness keygen`, or name it in HARNESS_SIGNING_KEY_FILE"
         raise UserError("there is no signing key", where="provenance.require_signature", fix=fix)
-    output = _writable(storage.PROJECT / spec.output)
+    output = storage.writable(storage.PROJECT / spec.output)
     terminal = Terminal(is_first)
-    accelerator = train.build_accelerator(device.resolve_precision(spec.precision, terminal.say))
+    accelerator = processes.build_accelerator(device.resolve_precision(spec.precision, terminal.say))
     device.use_all_cores(terminal.say)
     device.use_fast_matmul(terminal.say)
     loaded = assembly.load(spec)
     terminal.say(data.describe(loaded.splits))
     tokens = (f"{split} {t['tokens']:,} ({t['truncated']} rows truncated)" for split, t in loaded.tokens.items())
     terminal.say(f"tokens: {', '.join(tokens)}")
-    return _Session(spec, loaded, accelerator, key, output, terminal)
+    return _Session(spec, loaded, accelerator, key, keyring, output, terminal, insecure=insecure)
 
 
-def _run_replicates(session: _Session) -> list[Result]:
-    """Every seed as a child run; the parent holds means and spreads."""
-    spec, terminal = session.spec, session.terminal
-    group = f"{spec.name}-x{len(spec.seeds)}-{os.urandom(2).hex()}"
-    parent = _start_tracker(session, group)
+def _run_replicates(session: _Session, group: str) -> list[Result]:
+    """Every seed as a child run; the parent holds means and spreads. Those that are finished are read, not repeated."""
+    spec, terminal, folder = session.spec, session.terminal, session.output / "runs" / group
+    parent = _start_tracker(session, group, is_resumed=folder.exists())
     results: list[Result] = []
-    with _ending(parent):
+    with _working(session, group, parent):
+        if session.accelerator.is_main_process:
+            _write_spec(spec, spec.seeds, folder)
         parent.params({**spec.flat(), **device.describe()})
         parent_id = parent.wait_open(60)
         for seed in spec.seeds:
-            results.append(_run_seed(session, seed, None, parent_id))
+            name = _name(spec, f"s{seed}", group.rpartition("-")[2])
+            done = _same_result(session, name, seed)
+            results.append(done or _run_seed(session, seed, name, None, parent_id, of_group=True))
         if session.accelerator.is_main_process:
-            folder = session.output / "runs" / group
             replicates.summarise([r.scores for r in results], [r.name for r in results], folder, parent, terminal)
     return results
 
 
-def _run_seed(session: _Session, seed: int, assembled: Assembled | None, parent: str | None = None) -> Result:
-    """One run, from the pretrained model to the sealed folder; assembles the model unless one is given."""
+def _same_result(session: _Session, name: str, seed: int) -> Result | None:
+    """A run that is finished already, as its end statement tells it, on all processes; None: it is not."""
+    folder, found = session.output / "runs" / name, None
+    if session.accelerator.is_main_process and (folder / "end.envelope.json").exists():
+        envelope = provenance.open_envelope(folder / "end.envelope.json", session.keyring)
+        if envelope.predicate is None:
+            raise StorageError(f"the end statement of {name} cannot be trusted", why=envelope.check.detail)
+        session.terminal.say(f"\n{name} is finished already")
+        found = Result(name, seed, folder, None, envelope.predicate["metrics"])
+    finished: Result | None = processes.gather(session.accelerator, found)[0]
+    return finished
+
+
+def _run_seed(
+    session: _Session, seed: int, name: str, assembled: Assembled | None, parent: str | None = None,
+    *, of_group: bool = False,
+) -> Result:  # fmt: skip
+    """One run, from the pretrained model or from its last checkpoint to the sealed folder.
+
+    Assembles the model unless one is given.
+    """
     spec, loaded, accelerator, terminal = session.spec, session.loaded, session.accelerator, session.terminal
     started = time.monotonic()
     device.reset_peak_memory()
     assembled = assembled or assembly.assemble(spec, loaded, seed)
-    name = storage.safe_name(f"{spec.name}-s{seed}-{os.urandom(2).hex()}")
     folder = session.output / "runs" / name
     _say_start(terminal, name, assembled)
-    tracker = _start_tracker(session, name, parent)
-    with _ending(tracker):
+    tracker = _start_tracker(session, name, parent, is_resumed=folder.exists())
+    with _working(session, name, tracker, of_group=of_group) as lock:
         statement = Statement(spec, seed, name, loaded, accelerator, session.key)
-        if accelerator.is_main_process:
-            _write_inputs(session, assembled, seed, folder)
-            statement.start(folder)
+        checkpoints = _open_folder(session, assembled, seed, folder, statement)
+        snapshot = _newest(session, checkpoints, statement)
         _record_inputs(session, assembled, seed, tracker)
 
         metrics: dict[str, Metric] = {n: registry.build("metric", n, s) for n, s in spec.metrics.items()}
-        selected = Selection(spec, loaded.task, assembled, metrics, accelerator, tracker, terminal).select(seed)
+        shared = spec, loaded.task, assembled, metrics, accelerator, tracker, terminal
+        selected = Selection(*shared, checkpoints, lock).select(seed, snapshot)
         if accelerator.is_main_process:  # what is judged is what was written
             checkpoint.save(selected.state, folder / "weights")
             selected.state = checkpoint.load(folder / "weights")
         checkpoint.restore(assembled.model, selected.state)
 
-        predictions = evaluate.predict(assembled.model, loaded.task, "test", accelerator)
+        faults.point("report")
+        predictions = evaluate.Evaluator(accelerator, terminal.say).predict(assembled.model, loaded.task, "test")
         scores = evaluate.score(predictions, metrics, "test") | _effort(spec, selected)
         if accelerator.is_main_process:
             evaluate.write(predictions, metrics, folder / "test")
@@ -164,6 +223,8 @@ def _run_seed(session: _Session, seed: int, assembled: Assembled | None, parent:
             card = report.model_card(spec, loaded, assembled, name, own, ladder, scores, *told)
             report.write_card(card, folder)
             statement.end(folder, scores)
+            if checkpoints:
+                checkpoints.clear()
             tracker.metrics(scores, selected.num_steps)
             tracker.tags({"mlflow.note.content": card})
             tracker.artifacts(folder)
@@ -173,12 +234,41 @@ def _run_seed(session: _Session, seed: int, assembled: Assembled | None, parent:
     return Result(name, seed, folder, tracker.run_id, scores)
 
 
+def _open_folder(
+    session: _Session, assembled: Assembled, seed: int, folder: Path, statement: Statement
+) -> Checkpoints | None:
+    """Begin the run's folder, or find it as it was left; nothing on the other processes."""
+    if not session.accelerator.is_main_process:
+        return None
+    if (folder / "start.envelope.json").exists():
+        statement.resume(folder, session.keyring, insecure=session.insecure)
+        for change in statement.changes:
+            session.terminal.say(f"NOTE since the run began: {change}")
+    else:
+        _write_inputs(session, assembled, seed, folder)
+        statement.start(folder)
+    keep, say = session.spec.checkpoint.keep, session.terminal.say
+    return Checkpoints(folder, keep, statement, session.keyring, insecure=session.insecure, notice=say)
+
+
+def _newest(session: _Session, checkpoints: Checkpoints | None, statement: Statement) -> Snapshot | None:
+    """Where a run that was stopped goes on, the same on every process; None: at the beginning."""
+    snapshot = checkpoints.newest() if checkpoints else None
+    if snapshot:
+        statement.follow(snapshot.statement, snapshot.attempt + 1)
+        session.terminal.say(f"going on from the checkpoint of step {snapshot.step}")
+    found: Snapshot | None = processes.gather(session.accelerator, snapshot)[0]
+    return found
+
+
 def _effort(spec: Spec, selected: Selected) -> dict[str, float]:
     """Where the best checkpoint was found, and what it took."""
     return {
         f"best/{spec.early_stopping.metric.replace('/', '_')}": selected.score or 0.0,
         "best/step": float(selected.step),
         "best/epoch": float(selected.epoch),
+        "oom/events": float(selected.num_out_of_memory),
+        "oom/seconds_lost": selected.seconds_lost,
         "memory/peak_gib": device.peak_memory_gib(),
         "time/train_s": selected.train_seconds,
         "train/examples_per_second": selected.num_examples / max(selected.train_seconds, 1e-9),
@@ -186,20 +276,33 @@ def _effort(spec: Spec, selected: Selected) -> dict[str, float]:
 
 
 @contextmanager
-def _ending(tracker: Tracker) -> Iterator[None]:
-    """Tell the tracker how the run ended, whatever happens."""
+def _working(session: _Session, name: str, tracker: Tracker, *, of_group: bool = False) -> Iterator[RunLock | None]:
+    """Hold the run's lock, and whatever happens tell the tracker how the run ended, and the person how it goes on."""
+    lock = RunLock(session.output, name) if session.accelerator.is_main_process else None
+    if lock:
+        lock.acquire()
     status = "FAILED"
     try:
-        yield
+        yield lock
         status = "FINISHED"
     except (KeyboardInterrupt, Interrupted):
         status = "KILLED"
         raise
     finally:
         tracker.finish(status)
+        if lock:
+            lock.release()
+        if status != "FINISHED" and not of_group and (session.output / "runs" / name).is_dir():
+            session.terminal.say(f"resume  {_resume_command(session, name)}")
 
 
-def _start_tracker(session: _Session, name: str, parent: str | None = None) -> Tracker:
+def _resume_command(session: _Session, name: str) -> str:
+    place = [] if session.spec.output == "mlruns" else [f"output={session.spec.output}"]
+    options = "" if session.accelerator.num_processes == 1 else f"--num_processes {session.accelerator.num_processes} "
+    return f"accelerate launch {options}launch.py " + shlex.join(["--resume", name, *place])
+
+
+def _start_tracker(session: _Session, name: str, parent: str | None = None, *, is_resumed: bool = False) -> Tracker:
     """The run's tracker on the first process; one that records nothing on the others."""
     spec, folder = session.spec, session.output / "runs" / name
     if not session.accelerator.is_main_process:
@@ -219,25 +322,16 @@ def _record_inputs(session: _Session, assembled: Assembled, seed: int, tracker: 
 
 def _write_inputs(session: _Session, assembled: Assembled, seed: int, folder: Path) -> None:
     """What the run starts from; the start statement covers these files."""
-    resolved = {**session.spec.resolved(), "seeds": [seed]}
-    storage.write_text(folder / "spec.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
+    _write_spec(session.spec, [seed], folder)
     storage.write_json(folder / "data.json", {**session.loaded.splits.report, "tokens": session.loaded.tokens})
     storage.write_json(folder / "parameters.json", report.parameters(assembled))
     installed = sorted({f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}, key=str.lower)
     storage.write_text(folder / "environment.txt", "\n".join(installed) + "\n")
 
 
-def _writable(folder: Path) -> Path:
-    """The folder, made if need be. Raises StorageError if nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        fix = "name a folder of yours: output=<folder>"
-        raise StorageError(f"cannot write into {folder}", where="output", why=str(error), fix=fix) from error
-    return folder
+def _write_spec(spec: Spec, seeds: list[int], folder: Path) -> None:
+    resolved = {**spec.resolved(), "seeds": seeds}
+    storage.write_text(folder / "spec.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
 
 
 def _say_start(terminal: Terminal, name: str, assembled: Assembled) -> None:

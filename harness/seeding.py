@@ -42,3 +42,33 @@ def restore(state: RandomState) -> None:
     torch.set_rng_state(state.torch)
     if state.cuda:
         torch.cuda.set_rng_state_all(state.cuda)
+
+
+def to_hex(state: Tensor) -> str:
+    """A generator's state (bytes) as text."""
+    return bytes(state.cpu().numpy()).hex()
+
+
+def from_hex(text: str) -> Tensor:
+    """The reverse of `to_hex`."""
+    return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)
+
+
+def to_json(state: RandomState) -> dict[str, Any]:
+    """A captured state as values that JSON can hold."""
+    numpy_state = {**state.numpy, "state": {**state.numpy["state"], "key": state.numpy["state"]["key"].tolist()}}
+    return {
+        "python": state.python,
+        "numpy": numpy_state,
+        "torch": to_hex(state.torch),
+        "cuda": [to_hex(device) for device in state.cuda],
+    }
+
+
+def from_json(values: dict[str, Any]) -> RandomState:
+    """The reverse of `to_json`."""
+    version, internal, gauss = values["python"]
+    inner = values["numpy"]["state"]
+    numpy_state = {**values["numpy"], "state": {**inner, "key": np.array(inner["key"], dtype=np.uint32)}}
+    cuda = [from_hex(device) for device in values["cuda"]]
+    return RandomState((version, tuple(internal), gauss), numpy_state, from_hex(values["torch"]), cuda)

@@ -1,4 +1,4 @@
-"""Train, validate as often as the spec says, stop early, and keep the best checkpoint."""
+"""Train, validate as often as the spec says, stop early, keep the best checkpoint, and lose nothing when stopped."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from harness import checkpoint, evaluate, train
+from harness import checkpoint, evaluate, interruption, processes, seeding, train
 from harness.assembly import Assembled
+from harness.checkpoint import Checkpoints, Snapshot
 from harness.console import Terminal
-from harness.errors import TrainingError
+from harness.errors import Interrupted, StorageError, TrainingError
 from harness.metric import History, Metric
 from harness.spec import Spec
+from harness.storage import RunLock
 from harness.task import Task
 from harness.tracker import Tracker
 
-PENDING_STEPS = 50
-"""Values of so many steps wait on the device before they are read together."""
+LOG_STEPS = 50
+"""Values of so many steps are handed to the tracker together."""
+SAVE_ATTEMPTS = 3
+"""A run ends when so many checkpoints in a row could not be saved."""
 
 
 @dataclass
@@ -36,79 +41,131 @@ class Selected:
     num_steps: int = 0
     num_examples: int = 0
     train_seconds: float = 0.0
+    num_out_of_memory: int = 0
+    seconds_lost: float = 0.0
+    is_done: bool = False
+    """Whether training is over: nothing is left but to judge the best checkpoint."""
 
 
 class Selection:
-    """One run's training: `fit` yields steps, this decides what follows each."""
+    """One run's training: `Training` yields steps, this decides what follows each."""
 
     def __init__(
         self, spec: Spec, task: Task, assembled: Assembled, metrics: dict[str, Metric],
         accelerator: Accelerator, tracker: Tracker, terminal: Terminal,
+        checkpoints: Checkpoints | None = None, lock: RunLock | None = None,
     ) -> None:  # fmt: skip
+        """`checkpoints` and `lock` are those of the first process; the others have none."""
         self.spec, self.task, self.assembled, self.metrics = spec, task, assembled, metrics
         self.accelerator, self.tracker, self.terminal = accelerator, tracker, terminal
+        self.checkpoints, self.lock = checkpoints, lock
+        self.evaluator = evaluate.Evaluator(accelerator, terminal.say)
         self.found = Selected()
         self.waiting: list[train.Step] = []
         self.per_epoch = task.num_batches(spec.train.batch_size)
         self.total = spec.train.total_steps(self.per_epoch)
+        self.failed_saves = 0
+        self.saved_at = self.clock = time.monotonic()
 
-    def select(self, seed: int) -> Selected:
+    def select(self, seed: int, snapshot: Snapshot | None = None) -> Selected:
         """Take steps until the end or until nothing got better for the patience; `seed` orders the examples.
 
+        Args:
+            seed: of the order of the examples.
+            snapshot: where to go on, on every process; None: from the beginning.
+
         Raises:
-            TrainingError: the loss or the gradient is not finite.
+            TrainingError: the loss or the gradient is not finite, memory does not suffice, a process is gone.
+            StorageError: several checkpoints in a row could not be saved.
+            Interrupted: as asked for by a signal, with a checkpoint saved.
         """
-        every = self.spec.evaluation.every.steps(self.per_epoch)
-        generator = torch.Generator().manual_seed(seed)
-        methods = list(self.assembled.methods.values())
         model = self.assembled.model.to(self.accelerator.device)
-        clock = time.monotonic()
-        with self.terminal.progress(self.total) as line:
-            for step in train.fit(model, self.task, methods, self.spec.train, self.accelerator, generator):
-                self._note(step)
-                if line.due():
-                    line.update(step.number, f"epoch {step.epoch}  loss {float(step.loss):.3f}")
-                if step.number % every == 0 or step.number == self.total:
-                    self._log()
-                    self.found.train_seconds += time.monotonic() - clock
-                    self._validate(step)
-                    clock = time.monotonic()
-                    if self._is_out_of_patience(step):
+        generator = torch.Generator().manual_seed(seed)
+        methods, settings = list(self.assembled.methods.values()), self.spec.train
+        say = self.terminal.say
+        self.training = train.Training(model, self.task, methods, settings, self.accelerator, generator, say)
+        every = self.spec.checkpoint.every.seconds
+        self.training.agreement.is_save_due = lambda: every is not None and time.monotonic() - self.saved_at >= every
+        self._same_start(seed)
+        if snapshot is not None:
+            self._restore(snapshot)
+        with interruption.polled():
+            for _ in range(settings.max_nonfinite):
+                try:
+                    return self._train()
+                except train.NonFinite as error:
+                    if settings.nonfinite != "rollback":
+                        raise
+                    self._roll_back(error)
+            return self._train()
+
+    def _train(self) -> Selected:
+        if not self.found.is_done:
+            with self.terminal.progress(self.total) as line:
+                self.clock = time.monotonic()
+                for step in self.training.steps():
+                    self._note(step)
+                    if line.due():
+                        line.update(step.number, f"epoch {step.epoch}  loss {step.loss:.3f}")
+                    if self._follow(step):
                         break
+            self.found.is_done = True
+            self._save(self.found.num_steps)
+        if code := self.training.agreement.reach().exit_code:
+            raise Interrupted(code, is_agreed=True)
         return self.found
+
+    def _follow(self, step: train.Step) -> bool:
+        """What follows a step: validation, checkpoint, a stop that was asked for; returns whether training is over."""
+        is_last, agreed = step.number == self.total, self.training.agreement.agreed
+        is_over = is_last
+        if is_last or step.number % self.spec.evaluation.every.steps(self.per_epoch) == 0:
+            self._log()
+            self.found.train_seconds += time.monotonic() - self.clock
+            self._validate(step)
+            self.clock = time.monotonic()
+            is_over = self._is_out_of_patience(step) or is_last
+        self.found.is_done = is_over
+        if agreed.exit_code:
+            self._save(step.number)
+            raise Interrupted(agreed.exit_code, is_agreed=True)
+        every = self.spec.checkpoint.every
+        if not is_over and (agreed.save or (every.seconds is None and step.number % every.steps(self.per_epoch) == 0)):
+            self._save(step.number)
+        return is_over
 
     def _note(self, step: train.Step) -> None:
         self.waiting.append(step)
         self.found.num_steps, self.found.num_examples = step.number, self.found.num_examples + step.num_examples
-        if step.number == 1:
-            self.tracker.open()  # not before: importing the tracker's library would delay the first step by seconds
-        if len(self.waiting) >= PENDING_STEPS:
+        self.tracker.open()  # not before a step: importing the tracker's library would delay the first by seconds
+        if len(self.waiting) >= LOG_STEPS:
             self._log()
 
     def _log(self) -> None:
-        """Read the values of the waiting steps at once, which waits for the device, and hand them to the tracker."""
-        if not self.waiting:
-            return
-        values = torch.stack([torch.stack([s.loss.float(), s.grad_norm.float()]) for s in self.waiting]).tolist()
-        for step, (loss, grad_norm) in zip(self.waiting, values, strict=True):
-            if not math.isfinite(loss) or not (math.isfinite(grad_norm) or step.was_skipped):
-                raise TrainingError(
-                    f"the loss is {loss}, the gradient norm {grad_norm}, at step {step.number}",
-                    fix="lower train.learning_rate, warm up longer, or use precision=bf16 instead of fp16",
-                )
-            norm = {} if step.was_skipped else {"train/grad_norm": grad_norm}
+        """Hand the values of the waiting steps to the tracker."""
+        for step in self.waiting:
+            norm = {} if step.skipped else {"train/grad_norm": step.grad_norm}
+            loss = {"train/loss": step.loss} if math.isfinite(step.loss) else {}
             observed = {f"train/{name}": float(value) for name, value in step.observed.items()}
-            self._record(
-                norm
-                | observed
-                | {
-                    "train/loss": loss,
-                    "train/learning_rate": step.learning_rate,
-                    "train/micro_batches": float(step.num_micro_batches),
-                },
-                step.number,
-            )
+            shape = {
+                "train/learning_rate": step.learning_rate,
+                "train/micro_batches": float(step.num_micro_batches),
+                "train/micro_batch_tokens": float(step.micro_batch_tokens),
+            }
+            skipped = {"train/skipped_steps": float(self._count_skipped(step))} if step.skipped else {}
+            self._record(loss | norm | observed | shape | skipped, step.number)
         self.waiting.clear()
+        at = self.training.progress
+        if at.num_out_of_memory > self.found.num_out_of_memory:
+            lost = {"oom/events": float(at.num_out_of_memory), "oom/seconds_lost": at.seconds_lost}
+            self._record(lost, self.found.num_steps)
+            self.found.num_out_of_memory, self.found.seconds_lost = at.num_out_of_memory, at.seconds_lost
+        if self.lock:
+            self.lock.touch()
+
+    def _count_skipped(self, step: train.Step) -> int:
+        history = self.found.history["train/skipped_steps"]
+        return int(history[-1][1]) + 1 if history else 1
 
     def _record(self, scores: dict[str, float], step: int) -> None:
         self.tracker.metrics(scores, step)
@@ -116,8 +173,8 @@ class Selection:
             self.found.history[key].append((step, value))
 
     def _validate(self, step: train.Step) -> None:
-        """Score the validation split; keep the checkpoint if it is the best so far."""
-        predictions = evaluate.predict(self.assembled.model, self.task, "validation", self.accelerator)
+        """Score the validation split; keep the weights if it is the best so far."""
+        predictions = self.evaluator.predict(self.assembled.model, self.task, "validation")
         scores = evaluate.score(predictions, self.metrics, "validation")
         self._record(scores, step.number)
         stopping = self.spec.early_stopping
@@ -137,3 +194,82 @@ class Selection:
         if is_out and step.number < self.total:
             self.terminal.say(f"stopped early: nothing better for {patience}")
         return is_out
+
+    # Checkpoints
+
+    def _save(self, step: int) -> None:
+        """Save a checkpoint on the first process, with the generators of all. Raises StorageError at the third failure.
+
+        A disk that is full now may have room later: the run goes on, on the checkpoint it has.
+        """
+        self._log()
+        random_states = processes.gather(self.accelerator, seeding.to_json(seeding.capture()))
+        self.found.train_seconds += time.monotonic() - self.clock
+        problem = ""
+        if self.checkpoints:
+            try:
+                self.checkpoints.save(self._snapshot(step, random_states))
+            except StorageError as error:
+                problem = str(error)
+        problem = processes.gather(self.accelerator, problem)[0]
+        self.saved_at = self.clock = time.monotonic()
+        self.failed_saves = self.failed_saves + 1 if problem else 0
+        if not problem:
+            return
+        if self.failed_saves >= SAVE_ATTEMPTS:
+            raise StorageError(f"{SAVE_ATTEMPTS} checkpoints in a row could not be saved", why=problem)
+        self.terminal.say(f"NOTE {problem}\n  training goes on ({self.failed_saves} of {SAVE_ATTEMPTS} failures)")
+
+    def _snapshot(self, step: int, random_states: list[Any]) -> Snapshot:
+        found = {key: value for key, value in vars(self.found).items() if key != "state"}
+        progress: dict[str, Any] = {"training": self.training.state(), "selected": found, "random": random_states}
+        progress["evaluation_tokens"] = self.evaluator.tokens
+        trained = checkpoint.trained_state(self.assembled.model)
+        return Snapshot(step, trained, self.training.optimizer_state(), self.found.state, progress)
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        """Go on where the snapshot was taken, and tell the tracker again what it may have missed."""
+        checkpoint.restore(self.assembled.model, snapshot.trained)
+        self.training.load_state(snapshot.optimizer, snapshot.progress["training"])
+        history: History = defaultdict(list)
+        for key, points in snapshot.progress["selected"].pop("history").items():
+            history[key] = [(step, value) for step, value in points]
+        self.found = Selected(history, state=snapshot.best, **snapshot.progress["selected"])
+        self.evaluator.tokens = snapshot.progress["evaluation_tokens"]
+        states = snapshot.progress["random"]
+        if self.accelerator.process_index < len(states):
+            seeding.restore(seeding.from_json(states[self.accelerator.process_index]))
+        if len(states) != self.accelerator.num_processes:
+            now = self.accelerator.num_processes
+            self.terminal.say(f"NOTE {len(states)} processes became {now}: dropout draws other masks from here on")
+        self.waiting.clear()
+        steps: dict[int, dict[str, float]] = defaultdict(dict)
+        for key, points in history.items():
+            for step, value in points:
+                steps[step][key] = value
+        for step in sorted(steps):
+            self.tracker.metrics(steps[step], step)
+
+    def _roll_back(self, error: TrainingError) -> None:
+        """Put the newest checkpoint back. Raises the error if there is none."""
+        found = self.checkpoints.newest() if self.checkpoints else None
+        snapshot = processes.gather(self.accelerator, found)[0]
+        if snapshot is None:
+            raise error
+        self.terminal.say(f"NOTE {error.what}: computing again from the checkpoint of step {snapshot.step}")
+        self._restore(snapshot)
+
+    def _same_start(self, seed: int) -> None:
+        """Give every process its own dropout masks, and make sure that all hold the same weights.
+
+        Raises:
+            TrainingError: they do not: nobody broadcasts weights, every process makes them from the same seed.
+        """
+        if self.accelerator.num_processes == 1:
+            return
+        state = checkpoint.trained_state(self.assembled.model)
+        sums = processes.gather(self.accelerator, [float(tensor.double().sum()) for tensor in state.values()])
+        if any(own != sums[0] for own in sums):
+            raise TrainingError("the processes do not start with the same weights", fix="use the same versions on all")
+        if self.accelerator.process_index:
+            seeding.seed_everything((seed + 7919 * self.accelerator.process_index) % 2**32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
@@ -20,7 +21,7 @@ from harness.optim import Train
 from harness.settings import Settings
 from harness.storage import PROJECT
 from harness.tracking import Tracking
-from harness.units import Duration
+from harness.units import Duration, Interval
 
 EXPERIMENTS = PROJECT / "experiments"
 
@@ -50,6 +51,15 @@ class Evaluation(Settings):
     every: Duration
     baselines: bool
     """Score majority class, TF-IDF and frozen embeddings (and VADER, a human rater) on the same test split."""
+
+
+class Checkpoint(Settings):
+    """What a stopped run can go on from."""
+
+    every: Interval
+    """How often one is saved while training; one more when a run is asked to stop, and at the end of training."""
+    keep: int = Field(ge=2)
+    """How many stay: a new one is written whole before an old one goes. Those of a finished run are removed."""
 
 
 class Compression(Settings):
@@ -93,6 +103,7 @@ class Spec(Settings):
     train: Train
     early_stopping: EarlyStopping
     evaluation: Evaluation
+    checkpoint: Checkpoint
     metrics: dict[str, SerializeAsAny[Settings]] = Field(min_length=1)
     latency: Latency
     compression: Compression
@@ -167,6 +178,21 @@ def load(name: str, overrides: list[str] | None = None) -> Spec:
     return _build(name, overrides or [])
 
 
+def reload(path: Path, changes: dict[str, str]) -> Spec:
+    """The spec of a run that was begun, from the spec.yaml in its folder, with other places (such as `output`).
+
+    Raises:
+        SpecError: the file cannot be read, or is of another version of the harness.
+    """
+    composed = yaml_source.load(path)
+    name = str(composed.pop("name", ""))
+    for key, value in changes.items():
+        section, _, last = key.rpartition(".")
+        (composed[section] if section else composed)[last] = value
+    told = story(name) if name in names() else ""
+    return _judge(composed, name, told, yaml_source.Places([yaml_source.read(path)], []))
+
+
 def defaults() -> dict[str, Any]:
     """Every setting as base.yaml alone gives it, with dotted keys, to tell what an experiment changes."""
     return _build("base", []).flat()
@@ -174,14 +200,17 @@ def defaults() -> dict[str, Any]:
 
 def _build(name: str, overrides: list[str]) -> Spec:
     files = [yaml_source.read(EXPERIMENTS / file) for file in ("base.yaml", f"{name}.yaml")]
-    composed = _compose(name, overrides)
+    return _judge(_compose(name, overrides), name, story(name), yaml_source.Places(files, overrides))
+
+
+def _judge(composed: dict[str, Any], name: str, told: str, places: yaml_source.Places) -> Spec:
+    """The validated spec. Raises SpecError with everything that is wrong at once."""
     plugins, problems = _validate_plugins(composed)
     try:
-        spec = Spec.model_validate({**composed, **plugins, "name": name, "story": story(name)})
+        spec = Spec.model_validate({**composed, **plugins, "name": name, "story": told})
     except ValidationError as error:
         problems += error.errors()
     if problems:
-        places = yaml_source.Places(files, overrides)
         raise SpecError("\n".join(dict.fromkeys(_explain(problem, places) for problem in problems)))
     return spec
 

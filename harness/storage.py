@@ -1,16 +1,20 @@
-"""Files: the cache outside the repository, atomic writing, names that are safe in paths."""
+"""Files: the cache outside the repository, atomic writing, locks, names that are safe in paths."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import socket
 import tempfile
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import StorageError
+from harness.errors import StorageError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,10 +76,33 @@ def write_tensors(path: Path, state: Mapping[str, Tensor], metadata: dict[str, s
         content = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         save_file(content, temporary, metadata={"format": "pt", **(metadata or {})})
         apply_umask(temporary)
+        sync(temporary)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path}", why=str(error), fix="free some disk space") from error
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk (fsync). Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def writable(folder: Path) -> Path:
+    """The folder, made if need be. Raises StorageError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        fix = "name a folder of yours: output=<folder>"
+        raise StorageError(f"cannot write into {folder}", where="output", why=str(error), fix=fix) from error
+    return folder
 
 
 def apply_umask(path: Path) -> None:
@@ -83,3 +110,83 @@ def apply_umask(path: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
+
+
+class RunLock:
+    """Says that a living process works on a run: `<output>/locks/<run>.lock`, locked by flock, naming its owner.
+
+    The system frees it when the process dies, however it dies. Where a network file system keeps flock to one machine,
+    the file's age tells: `touch` it at least every few minutes.
+    """
+
+    STALE_SECONDS = 600.0
+
+    def __init__(self, output: Path, run: str) -> None:
+        self.path = output / "locks" / f"{safe_name(run)}.lock"
+        self._run = run
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock. Raises UserError, naming the owner, if another process has it; StorageError."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = self._open()
+        except OSError as error:
+            raise StorageError(f"cannot lock {self._run}", where=str(self.path), why=str(error)) from error
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        self._descriptor = descriptor
+
+    def refuse_owned(self) -> None:
+        """Raise UserError, as `acquire` does, if another process has the lock; takes nothing."""
+        if self.path.exists():
+            os.close(self._open())
+
+    def _open(self) -> int:
+        """The lock's file, locked. Raises UserError, OSError."""
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self.path.exists() and os.path.samestat(os.fstat(descriptor), self.path.stat()):
+                    self._refuse_another_machine()
+                    return descriptor
+            except BlockingIOError:
+                os.close(descriptor)
+                raise self._owned(self.owner()) from None
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # released, and so removed, between our two calls
+
+    def owner(self) -> dict[str, Any]:
+        """What the lock's file says of who took it last."""
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def touch(self) -> None:
+        """Show that the owner lives."""
+        if self._descriptor is not None:
+            with suppress(OSError):
+                os.utime(self._descriptor)
+
+    def release(self) -> None:
+        """Give the lock back; may be repeated."""
+        if self._descriptor is not None:
+            self.path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _refuse_another_machine(self) -> None:
+        owner, here = self.owner(), socket.gethostname()
+        age = time.time() - self.path.stat().st_mtime
+        if owner.get("host", here) != here and age < self.STALE_SECONDS:
+            raise self._owned(owner)
+
+    def _owned(self, owner: dict[str, Any]) -> UserError:
+        who = ", ".join(f"{key} {value}" for key, value in owner.items()) or "unknown"
+        return UserError(f"another process works on {self._run}", why=who, fix="wait for it, or stop it first")

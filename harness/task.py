@@ -39,6 +39,10 @@ class Task(Settings, ABC):
     def batches(self, model: nn.Module, size: int, generator: torch.Generator) -> Iterator[Batch]:
         """One epoch of batches; one batch = one optimizer step over all processes, fixed before any forward."""
 
+    def longest_batch(self, size: int) -> Batch | None:
+        """The `size` longest training examples, to see whether they fit into memory; None where that is not known."""
+        return None
+
     @abstractmethod
     def count(self, batch: Batch) -> dict[str, float]:
         """What the loss is averaged over (examples, tokens, their weights), counted before any forward."""

@@ -40,3 +40,25 @@ class Duration:
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         """Let a `Settings` field be typed `Duration`: read from text, written as text."""
         return core_schema.no_info_plain_validator_function(cls.parse, serialization=core_schema.to_string_ser_schema())
+
+
+class Interval(Duration):
+    """How often: `200 steps`, `1 epoch`, or `10 minutes` of training."""
+
+    @classmethod
+    def parse(cls, text: object) -> Interval:
+        """Read `"10 minutes"`. Raises ValueError for anything but a positive whole number and a unit."""
+        match = re.fullmatch(r"\s*([1-9][0-9]*)\s+minutes?\s*", text) if isinstance(text, str) else None
+        if match:
+            return cls(int(match[1]), "minutes")
+        try:
+            read = Duration.parse(text)
+        except ValueError:
+            what = "a positive whole number and a unit, such as '200 steps', '1 epoch' or '10 minutes'"
+            raise ValueError(what) from None
+        return cls(read.count, read.unit)
+
+    @property
+    def seconds(self) -> float | None:
+        """The interval in seconds; None where it counts steps."""
+        return self.count * 60.0 if self.unit == "minutes" else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -40,6 +41,8 @@ def read(path: Path) -> Source:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
         raise SpecError("not UTF-8", where=f"{path.name}", why=f"byte {error.start}", fix="save it as UTF-8") from None
+    except OSError as error:
+        raise SpecError("cannot be read", where=str(path), why=str(error)) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise SpecError(f"not valid YAML: {error.problem}", where=f"{path.name}:{line}") from None
@@ -47,6 +50,15 @@ def read(path: Path) -> Source:
     if root is not None:
         _walk(root, "", path, lines)
     return Source(path, lines)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The values of a spec that was written by a run. Raises SpecError."""
+    read(path)
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise SpecError("not a spec", where=str(path))
+    return values
 
 
 def _walk(node: yaml.Node, prefix: str, path: Path, lines: dict[str, int]) -> None:

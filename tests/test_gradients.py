@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from harness.errors import TrainingError
-from harness.gradients import ExactGradient
-from tests.toys import TokenTagger, ToyTask, classifier, deviation, random_batch
+from harness.gradients import ExactGradient, OutOfMemory
+from tests.toys import OutOfMemoryAbove, TokenTagger, ToyTask, classifier, deviation, random_batch
 
 LENGTHS = [3, 11, 5, 5, 8, 2, 13, 4, 9, 6, 7]
 LOSSES: list[dict[str, Any]] = [
@@ -21,7 +21,7 @@ LOSSES: list[dict[str, Any]] = [
 
 
 def gradient(model: nn.Module, task: ToyTask, budget: int) -> tuple[Tensor, dict[str, Tensor], ExactGradient]:
-    exact = ExactGradient(Accelerator(cpu=True), model, task, budget, notice=lambda _: None)
+    exact = ExactGradient(Accelerator(cpu=True), model, task, budget)
     exact.overhead = 1000  # only the budget makes it cut
     exact.load(random_batch(LENGTHS, token_labels=task.token_labels))
     loss = exact()
@@ -65,53 +65,25 @@ def test_it_replaces_what_stood_in_grad() -> None:
     assert all(torch.equal(p.grad, first[name]) for name, p in model.named_parameters() if p.grad is not None)
 
 
-class OutOfMemoryAbove:
-    """Raises torch's own error in the backward of a weight while a micro-batch has more tokens than a limit."""
-
-    def __init__(self, model: nn.Module, limit: int) -> None:
-        self.tokens = 0
-        model.register_forward_pre_hook(self.see, with_kwargs=True)
-        model.get_parameter("classifier.weight").register_hook(self.fail)
-        self.limit = limit
-
-    def see(self, module: nn.Module, args: Any, kwargs: dict[str, Tensor]) -> None:
-        self.tokens = kwargs["input_ids"].numel()
-
-    def fail(self, grad: Tensor) -> Tensor:
-        if self.tokens > self.limit:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
-        return grad
-
-
-def test_after_running_out_of_memory_the_step_is_the_one_a_smaller_cut_would_have_taken() -> None:
-    """With dropout: the generators are restored, so the retry is bit for bit a step that was planned that way."""
-    planned = classifier(dropout=0.2).train()
-    torch.manual_seed(7)
-    exact = ExactGradient(Accelerator(cpu=True), planned, ToyTask(), 32)
+def test_running_out_of_memory_is_told_to_whoever_can_take_the_step_again() -> None:
+    model = classifier()
+    OutOfMemoryAbove(model, 40)
+    exact = ExactGradient(Accelerator(cpu=True), model, ToyTask(), 128)
     exact.load(random_batch(LENGTHS))
+    with pytest.raises(OutOfMemory):
+        exact()
+    exact.halve()
+    assert exact.micro_batch_tokens == 64
+    exact.halve()
     exact()
-
-    recovered = classifier(dropout=0.2).train()
-    OutOfMemoryAbove(recovered, 40)
-    notices: list[str] = []
-    torch.manual_seed(7)
-    retried = ExactGradient(Accelerator(cpu=True), recovered, ToyTask(), 128, notice=notices.append)
-    retried.load(random_batch(LENGTHS))
-    retried()
-
-    assert retried.micro_batch_tokens == 32
-    assert len(notices) == retried.num_out_of_memory == 2
-    for (name, a), (_, b) in zip(planned.named_parameters(), recovered.named_parameters(), strict=True):
-        assert (a.grad is None and b.grad is None) or torch.equal(a.grad, b.grad), name  # type: ignore[arg-type]
+    assert not exact.is_smallest
 
 
 def test_one_example_that_does_not_fit_is_a_sentence() -> None:
-    model = classifier()
-    OutOfMemoryAbove(model, 0)
-    exact = ExactGradient(Accelerator(cpu=True), model, ToyTask(), 64, notice=lambda _: None)
+    exact = ExactGradient(Accelerator(cpu=True), classifier(), ToyTask(), 12)
     exact.load(random_batch(LENGTHS))
-    with pytest.raises(TrainingError, match=r"one example of 13 tokens at a time\n  fix: shorten"):
-        exact()
+    with pytest.raises(TrainingError, match="out of memory in a forward and backward pass"):
+        exact.halve()
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:

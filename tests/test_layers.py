@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "harness"
 LAYERS = [
     ["errors", "settings", "units", "threads"],
+    ["faults", "interruption"],
     [
         "storage",
         "registry",
@@ -25,7 +26,7 @@ LAYERS = [
         "device",
         "optim",
     ],
-    ["builtin", "memory", "provenance", "metric", "method", "tracker", "yaml_source", "latency"],
+    ["builtin", "memory", "processes", "provenance", "metric", "method", "tracker", "yaml_source", "latency"],
     ["hub", "tracking_mlflow", "metrics", "methods"],
     ["sources", "tracking_worker"],
     ["data", "tracking"],
@@ -44,6 +45,7 @@ DOORS = {
     "yaml": {"yaml_source", "run", "table"},
     "accelerate": {
         "memory",
+        "processes",
         "gradients",
         "train",
         "evaluate",

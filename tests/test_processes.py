@@ -18,15 +18,14 @@ WORKER = """
 import gc, json, os, sys
 import torch, torch.distributed as dist
 from datetime import timedelta
-from harness import train
+from harness import processes, train
 from harness.gradients import ExactGradient
 from harness.methods.awp import AWP
 from harness.methods.mixout import Mixout
-from tests.test_gradients import OutOfMemoryAbove
 from tests.test_train import LENGTHS, settings
-from tests.toys import ToyTask, classifier, random_batch
+from tests.toys import OutOfMemoryAbove, ToyTask, classifier, random_batch
 
-accelerator = train.build_accelerator("no")
+accelerator = processes.build_accelerator("no")
 model = classifier()
 if sys.argv[1] == "out_of_memory" and accelerator.process_index == 1:
     OutOfMemoryAbove(model, 16)
@@ -36,8 +35,9 @@ methods = [Mixout(p=0.5, layers="all", units="element"), AWP(gamma=0.1)] if sys.
 for method in methods:
     method.prepare(model, settings(), len(batches))
     torch.rand(3 + accelerator.process_index)  # processes may draw differently
-losses = [float(s.loss) for s in train.fit(
-    model, task, methods, settings(micro_batch_tokens=64), accelerator, torch.Generator().manual_seed(0))]
+generator = torch.Generator().manual_seed(0)
+training = train.Training(model, task, methods, settings(micro_batch_tokens=64), accelerator, generator, lambda _: None)
+losses = [s.loss for s in training.steps()]
 flat = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 same = True
 if accelerator.num_processes > 1:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from harness import evaluate, spec
+from harness import evaluate, faults, spec
 from harness.assembly import Assembled
 from harness.console import Terminal
 from harness.errors import TrainingError
@@ -15,7 +15,6 @@ from harness.metric import Metric, Predictions
 from harness.selection import Selection
 from harness.surgery import ParameterCount
 from harness.tracker import MemoryTracker
-from harness.train import Step
 from tests.test_train import LENGTHS
 from tests.toys import ToyTask, classifier, random_batch
 
@@ -35,7 +34,7 @@ SCORES: list[float] = []
 def selection(scores: list[float], monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Selection:
     SCORES[:] = scores
     nothing = Predictions(np.zeros(0, dtype=np.int64), np.zeros((0, 3)), ["a", "b", "c"], [])
-    monkeypatch.setattr(evaluate, "predict", lambda *_: nothing)
+    monkeypatch.setattr(evaluate.Evaluator, "predict", lambda *_: nothing)
     model = classifier()
     assembled = Assembled(model, {}, set(), ParameterCount(1, 1, 1), {}, {})
     task = ToyTask().with_batches([random_batch(lengths, seed=i) for i, lengths in enumerate(LENGTHS)])
@@ -55,13 +54,13 @@ def test_it_stops_after_three_epochs_without_a_better_score_and_keeps_the_best(m
 def test_the_kept_state_is_that_of_the_best_step(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = selection([0.9, 0.1, 0.1, 0.1], monkeypatch, "train.learning_rate=0.01", "train.max_steps=12")
     seen: list[dict[str, Any]] = []
-    predict = evaluate.predict
+    predict = evaluate.Evaluator.predict
 
-    def remember(model: Any, *rest: Any) -> Predictions:
+    def remember(evaluator: Any, model: Any, *rest: Any) -> Predictions:
         seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-        return predict(model, *rest)
+        return predict(evaluator, model, *rest)
 
-    monkeypatch.setattr(evaluate, "predict", remember)
+    monkeypatch.setattr(evaluate.Evaluator, "predict", remember)
     found = chosen.select(seed=0)
     assert all(torch.equal(value, seen[0][name]) for name, value in found.state.items())
     assert any(not torch.equal(value, seen[1][name]) for name, value in found.state.items())
@@ -78,15 +77,10 @@ def test_a_score_that_is_not_a_number_is_a_failure(monkeypatch: pytest.MonkeyPat
         selection([float("nan")], monkeypatch).select(seed=0)
 
 
-def step(loss: float, norm: float, was_skipped: bool) -> Step:
-    return Step(1, 1, False, torch.tensor(loss), torch.tensor(norm), 1e-3, 4, 20, 1, was_skipped, {})
-
-
-def test_an_overflow_of_the_loss_scale_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = selection([], monkeypatch)
-    chosen.waiting = [step(0.5, float("inf"), was_skipped=True)]
-    chosen._log()
-    assert "train/grad_norm" not in chosen.found.history
-    chosen.waiting = [step(0.5, float("inf"), was_skipped=False)]
-    with pytest.raises(TrainingError, match="the gradient norm inf, at step 1"):
-        chosen._log()
+def test_a_step_that_was_left_out_is_counted_and_has_no_gradient_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(faults.VARIABLE, "gradient.result:nan@step=2")
+    settings = ["train.nonfinite=skip", "train.max_steps=3", "early_stopping.patience=null"]
+    found = selection([0.5], monkeypatch, *settings).select(seed=0)
+    assert found.history["train/skipped_steps"] == [(2, 1.0)]
+    assert [step for step, _ in found.history["train/grad_norm"]] == [1, 3]
+    assert [step for step, _ in found.history["train/loss"]] == [1, 3]

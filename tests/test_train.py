@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,16 +12,18 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from harness import train
-from harness.errors import SpecError
+from harness import faults, processes, seeding, train
+from harness.batch import Batch
+from harness.errors import SpecError, StorageError, TrainingError
 from harness.method import Backward, Method
 from harness.optim import Train, build_schedule, parameter_groups
-from tests.toys import ToyTask, classifier, deviation, random_batch
+from tests.toys import OutOfMemoryAbove, ToyTask, classifier, deviation, random_batch
 
 LENGTHS = [[3, 11, 5, 5], [8, 2, 13, 4], [9, 6, 7]]
 SETTINGS: dict[str, Any] = {
     "batch_size": 4, "epochs": 2, "max_steps": None, "learning_rate": 0.05, "schedule": "linear", "warmup_steps": 0.5,
     "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "max_grad_norm": 0.5, "micro_batch_tokens": 16,
+    "memory_probe": "auto", "nonfinite": "stop", "max_nonfinite": 2,
 }  # fmt: skip
 
 
@@ -33,7 +38,9 @@ def batches() -> list[Any]:
 def steps(model: nn.Module, methods: list[Method] | None = None, **changes: Any) -> list[train.Step]:
     task = ToyTask().with_batches(batches())
     generator = torch.Generator().manual_seed(0)
-    return list(train.fit(model, task, methods or [], settings(**changes), Accelerator(cpu=True), generator))
+    return list(
+        train.Training(model, task, methods or [], settings(**changes), Accelerator(cpu=True), generator).steps()
+    )
 
 
 def by_hand(model: nn.Module, total: int = 6) -> tuple[list[float], list[float]]:
@@ -75,7 +82,8 @@ def test_a_step_says_what_it_did() -> None:
     assert [s.epoch for s in taken] == [1, 1, 1, 2, 2, 2]
     assert [s.ends_epoch for s in taken] == [False, False, True, False, False, True]
     assert [s.num_tokens for s in taken[:3]] == [sum(lengths) for lengths in LENGTHS]
-    assert all(s.loss.shape == s.grad_norm.shape == () and not s.loss.requires_grad for s in taken)
+    assert {s.skipped for s in taken} == {""}
+    assert {s.micro_batch_tokens for s in taken} == {16}
 
 
 def test_max_steps_ends_training_and_the_schedule() -> None:
@@ -85,9 +93,8 @@ def test_max_steps_ends_training_and_the_schedule() -> None:
 
 def test_the_loop_yields_before_it_takes_the_next_step() -> None:
     model = classifier()
-    iterator = train.fit(
-        model, ToyTask().with_batches(batches()), [], settings(), Accelerator(cpu=True), torch.Generator()
-    )
+    task = ToyTask().with_batches(batches())
+    iterator = train.Training(model, task, [], settings(), Accelerator(cpu=True), torch.Generator()).steps()
     next(iterator)
     before = copy.deepcopy(model.state_dict())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -159,6 +166,232 @@ def test_weight_decay_spares_biases_and_normalisation() -> None:
 
 def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(train, "Accelerator", lambda **_: Accelerator(cpu=True))
+    monkeypatch.setattr(processes, "Accelerator", lambda **_: Accelerator(cpu=True))
     with pytest.raises(SpecError, match="2 processes were started but this one knows of 1"):
-        train.build_accelerator("no")
+        processes.build_accelerator("no")
+
+
+# When memory runs out
+
+
+class Counting(nn.Module):
+    """A classifier with a persistent buffer that every forward changes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, **inputs: torch.Tensor) -> Any:
+        buffer = self.get_buffer("seen")
+        buffer += inputs["input_ids"].numel()
+        return self.model(**inputs)
+
+
+def one_step(limit: int, micro_batch_tokens: int, method: Method | None = None) -> tuple[nn.Module, Any]:
+    """The model after a step with dropout, with memory for so many tokens at once; what the training met."""
+    inner = classifier(dropout=0.2)
+    OutOfMemoryAbove(inner, limit)
+    model, notices = Counting(inner), list[str]()
+    torch.manual_seed(7)
+    task = ToyTask().with_batches([random_batch([3, 11, 5, 5, 8, 2, 13, 4])])
+    chosen = settings(micro_batch_tokens=micro_batch_tokens, epochs=1, warmup_steps=0)
+    methods = [method] if method else []
+    training = train.Training(model, task, methods, chosen, Accelerator(cpu=True), torch.Generator(), notices.append)
+    (step,) = training.steps()
+    return model, (step, training.progress, notices)
+
+
+def assert_same(one: nn.Module, other: nn.Module) -> None:
+    expected = other.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in one.state_dict().items())
+
+
+def test_after_running_out_of_memory_the_step_is_the_one_a_smaller_cut_would_have_taken() -> None:
+    """F1, F2: generators and buffers go back, so that the retry is bit for bit a step that was planned that way."""
+    planned, (step, progress, notices) = one_step(limit=26, micro_batch_tokens=26)
+    assert (step.num_micro_batches, progress.num_out_of_memory, notices) == (3, 0, [])
+    recovered, (step, progress, notices) = one_step(limit=26, micro_batch_tokens=1000)
+    assert (step.micro_batch_tokens, progress.num_out_of_memory, len(notices)) == (26, 2, 2)
+    assert progress.seconds_lost > 0
+    assert "out of memory: micro_batch_tokens 1000 -> 52" in notices[0]
+    assert_same(recovered, planned)
+
+
+class OutOfMemoryOutside(Method):
+    """Runs out of memory around the passes, where methods hold copies of weights: `at` is before or after them."""
+
+    at: str = "before"
+
+    def wrap_backward(self, backward: Backward, model: nn.Module) -> Backward:
+        failures = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")]
+
+        def failing() -> torch.Tensor:
+            if self.at == "before" and failures:
+                raise failures.pop()
+            loss = backward()
+            if failures:
+                raise failures.pop()
+            return loss
+
+        return failing
+
+
+@pytest.mark.parametrize("at", ["before", "after"])
+def test_memory_may_run_out_in_a_method_as_well(at: str) -> None:
+    planned, _ = one_step(limit=1000, micro_batch_tokens=52)
+    recovered, (_, progress, _) = one_step(1000, 1000, OutOfMemoryOutside(at=at))
+    assert progress.num_out_of_memory == 1
+    assert_same(recovered, planned)
+
+
+def test_one_example_that_does_not_fit_ends_the_run() -> None:
+    """F6."""
+    with pytest.raises(TrainingError, match="out of memory in a forward and backward pass"):
+        one_step(limit=1, micro_batch_tokens=1000)
+
+
+class LongTask(ToyTask):
+    """Has one text that is longer than those of the first batches."""
+
+    def longest_batch(self, size: int) -> Batch:
+        return random_batch([40, 13])
+
+
+def test_the_longest_texts_are_tried_before_the_first_step_and_change_nothing_else() -> None:
+    """F7."""
+    taken: dict[str, nn.Module] = {}
+    for probe in ("always", "never"):
+        model = classifier(dropout=0.2)
+        OutOfMemoryAbove(model, 40)
+        torch.manual_seed(7)
+        task = LongTask().with_batches([random_batch([3, 5, 4])])
+        chosen, seen = settings(micro_batch_tokens=400, memory_probe=probe, epochs=1, warmup_steps=0), list[str]()
+        training = train.Training(model, task, [], chosen, Accelerator(cpu=True), torch.Generator(), seen.append)
+        found = next(training.steps())
+        assert found.micro_batch_tokens == (40 if probe == "always" else 400)
+        taken[probe] = model
+    assert_same(taken["always"], taken["never"])
+
+
+def test_an_allocator_that_has_to_free_its_cache_all_the_time_gets_smaller_pieces() -> None:
+    """F8: the step that saw it is taken as it is, the next one is cut."""
+    task = ToyTask().with_batches(batches())
+    training = train.Training(
+        classifier(),
+        task,
+        [],
+        settings(micro_batch_tokens=400),
+        Accelerator(cpu=True),
+        torch.Generator(),
+        lambda _: None,
+    )
+    answers = iter([False, True, *[False] * 9])
+    training.thrash = SimpleNamespace(is_thrashing=lambda: next(answers))  # type: ignore[assignment]
+    assert [step.micro_batch_tokens for step in training.steps()] == [400, 26, 26, 26, 26, 26]
+
+
+# When the numbers go wrong
+
+
+def spoilt(monkeypatch: pytest.MonkeyPatch, fault: str, **changes: Any) -> tuple[nn.Module, train.Training]:
+    monkeypatch.setenv(faults.VARIABLE, fault)
+    model, task = classifier(), ToyTask().with_batches(batches())
+    return model, train.Training(
+        model, task, [], settings(**changes), Accelerator(cpu=True), torch.Generator(), lambda _: None
+    )
+
+
+def test_a_loss_that_is_not_finite_is_found_before_the_weights_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F31, policy stop."""
+    reference = classifier()
+    steps(reference, max_steps=6)
+    before = [copy.deepcopy(reference)]
+    model, training = spoilt(monkeypatch, "gradient.result:nan@step=3")
+    with pytest.raises(train.NonFinite, match=r"the loss is nan, the gradient norm .*, at step 3"):
+        for step in training.steps():
+            assert step.number < 3
+            before[0] = copy.deepcopy(model)
+    assert_same(model, before[0])
+
+
+def test_steps_that_are_not_finite_may_be_left_out_and_do_not_advance_the_schedule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """F31, policy skip."""
+    _, training = spoilt(monkeypatch, "gradient.result:nan@step=2", nonfinite="skip", warmup_steps=0)
+    taken = list(training.steps())
+    assert [step.skipped for step in taken] == ["", "nonfinite", "", "", "", ""]
+    assert [step.learning_rate for step in taken] == pytest.approx([0.05 * (6 - i) / 6 for i in (0, 1, 1, 2, 3, 4)])
+    assert training.progress.skipped == {"nonfinite": 1}
+
+
+def test_only_so_many_steps_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = ",".join(f"gradient.result:nan@step={n}" for n in (1, 3, 4))
+    _, training = spoilt(monkeypatch, fault, nonfinite="skip")
+    with pytest.raises(train.NonFinite, match=r"at step 4\n  why: 2 such steps were left out before"):
+        list(training.steps())
+
+
+# When another process goes on
+
+
+def test_another_process_goes_on_at_any_step_as_if_nothing_had_happened() -> None:
+    """With dropout; the state passes through JSON."""
+    reference = classifier(dropout=0.2)
+    torch.manual_seed(3)
+    expected = [(s.loss, s.grad_norm, s.learning_rate, s.epoch, s.ends_epoch) for s in steps(reference)]
+    for stop in range(1, 6):
+        first = classifier(dropout=0.2)
+        torch.manual_seed(3)
+        training = training_of(first)
+        iterator = training.steps()
+        taken = [next(iterator) for _ in range(stop)]
+        kept = (training.optimizer_state(), json.loads(json.dumps(training.state())))
+        random_state = json.loads(json.dumps(seeding.to_json(seeding.capture())))
+        weights = copy.deepcopy(first.state_dict())
+
+        torch.manual_seed(99)
+        second = classifier(dropout=0.2)
+        second.load_state_dict(weights)
+        resumed = training_of(second)
+        resumed.load_state(*kept)
+        seeding.restore(seeding.from_json(random_state))
+        taken += list(resumed.steps())
+        assert [(s.loss, s.grad_norm, s.learning_rate, s.epoch, s.ends_epoch) for s in taken] == expected
+        assert_same(second, reference)
+
+
+class ShuffledTask(ToyTask):
+    """Draws the order of its batches, as real tasks do."""
+
+    def batches(self, model: nn.Module, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        for i in torch.randperm(len(self._batches), generator=generator).tolist():
+            yield self._batches[i]
+
+
+def training_of(model: nn.Module) -> train.Training:
+    task, generator = ToyTask().with_batches(batches()), torch.Generator().manual_seed(0)
+    return train.Training(model, task, [], settings(), Accelerator(cpu=True), generator)
+
+
+def test_the_order_of_the_examples_goes_on_in_the_middle_of_an_epoch() -> None:
+    def shuffled() -> train.Training:
+        task, generator = ShuffledTask().with_batches(batches()), torch.Generator().manual_seed(0)
+        return train.Training(classifier(), task, [], settings(epochs=4), Accelerator(cpu=True), generator)
+
+    expected = [step.num_tokens for step in shuffled().steps()]
+    for stop in (2, 3, 7):
+        first, second = shuffled(), shuffled()
+        iterator = first.steps()
+        taken = [next(iterator).num_tokens for _ in range(stop)]
+        second.load_state(first.optimizer_state(), first.state())
+        assert taken + [step.num_tokens for step in second.steps()] == expected
+
+
+def test_the_state_of_another_model_is_refused() -> None:
+    training = training_of(classifier())
+    next(training.steps())
+    state = {key.replace("classifier", "head"): value for key, value in training.optimizer_state().items()}
+    with pytest.raises(StorageError, match=r"belongs to another model or other methods\n  why: no parameter is called"):
+        training_of(classifier()).load_state(state, training.state())

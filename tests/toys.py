@@ -159,3 +159,21 @@ class TokenTagger(nn.Module):
     def forward(self, **inputs: Tensor) -> Tensor:
         logits: Tensor = self.tagger(self.encoder(**inputs).last_hidden_state)
         return logits
+
+
+class OutOfMemoryAbove:
+    """Raises torch's own error in the backward of a weight while a micro-batch has more tokens than a limit."""
+
+    def __init__(self, model: nn.Module, limit: int) -> None:
+        self.tokens = 0
+        model.register_forward_pre_hook(self.see, with_kwargs=True)
+        model.get_parameter("classifier.weight").register_hook(self.fail)
+        self.limit = limit
+
+    def see(self, module: nn.Module, args: Any, kwargs: dict[str, Tensor]) -> None:
+        self.tokens = kwargs["input_ids"].numel()
+
+    def fail(self, grad: Tensor) -> Tensor:
+        if self.tokens > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return grad

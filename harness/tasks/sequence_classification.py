@@ -150,6 +150,12 @@ class SequenceClassification(Task):
         for start in range(0, len(order), size):
             yield self._batch("train", order[start : start + size])
 
+    def longest_batch(self, size: int) -> Batch:
+        """The `size` longest texts of the training split."""
+        encoded = self._encoded["train"]
+        rows = sorted(range(len(encoded)), key=lambda row: len(encoded[row]["input_ids"]), reverse=True)
+        return self._batch("train", rows[:size])
+
     def _batch(self, split: str, rows: list[int]) -> Batch:
         encoded = [self._encoded[split][row] for row in rows]
         lengths = torch.tensor([len(row["input_ids"]) for row in encoded])

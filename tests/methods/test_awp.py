@@ -24,6 +24,7 @@ LENGTHS = [[3, 11, 5, 5], [8, 2, 13, 4], [9, 6, 7]]
 SETTINGS: dict[str, Any] = {
     "batch_size": 4, "epochs": 2, "max_steps": None, "learning_rate": 0.05, "schedule": "linear", "warmup_steps": 2,
     "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "max_grad_norm": 0.5, "micro_batch_tokens": 99,
+    "memory_probe": "auto", "nonfinite": "stop", "max_nonfinite": 2,
 }  # fmt: skip
 W = [torch.tensor([[3.0, -4.0]]), torch.tensor([[0.0, 2.0]])]
 G = [torch.tensor([[0.6, 0.8]]), torch.tensor([[5.0, 0.0]])]
@@ -37,7 +38,9 @@ def trained(method: AWP | None, dropout: float = 0.0, **changes: Any) -> nn.Modu
     if method:
         method.prepare(model, settings, 3)
     task = ToyTask().with_batches([random_batch(lengths, seed=i) for i, lengths in enumerate(LENGTHS)])
-    for _ in train.fit(model, task, methods, settings, Accelerator(cpu=True), torch.Generator().manual_seed(0)):
+    for _ in train.Training(
+        model, task, methods, settings, Accelerator(cpu=True), torch.Generator().manual_seed(0)
+    ).steps():
         pass
     return model
 
@@ -274,7 +277,8 @@ def stepped(method: AWP, accelerator: Accelerator, model: nn.Module, **changes: 
     settings = Train.model_validate(SETTINGS | changes)
     method.prepare(model, settings, 3)
     task = ToyTask().with_batches([random_batch(lengths, seed=i) for i, lengths in enumerate(LENGTHS)])
-    return list(train.fit(model, task, [method], settings, accelerator, torch.Generator().manual_seed(0)))
+    generator = torch.Generator().manual_seed(0)
+    return list(train.Training(model, task, [method], settings, accelerator, generator).steps())
 
 
 def scaled_by(scale: float, accelerator: Any) -> None:
@@ -291,7 +295,7 @@ def test_under_a_loss_scale_the_weights_are_those_without(rule: Any, accelerator
     stepped(method, accelerator, plain)
     scaled_by(2.0**30, accelerator)
     steps = stepped(method, accelerator, scaled)
-    assert not any(step.was_skipped for step in steps)
+    assert not any(step.skipped for step in steps)
     assert max(deviation(a, b) for a, b in zip(scaled.parameters(), plain.parameters(), strict=True)) < 1e-9
 
 
@@ -300,7 +304,7 @@ def test_an_overflow_of_the_loss_scale_skips_the_step_and_moves_nothing(accelera
     scaled_by(2.0**120, accelerator)
     model.get_submodule("classifier").register_full_backward_hook(lambda *seen: (seen[1][0] * math.inf,))
     steps = stepped(method, accelerator, model, max_steps=2)
-    assert all(step.was_skipped for step in steps)
+    assert all(step.skipped == "loss scale" for step in steps)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), classifier().parameters(), strict=True))
 
 
@@ -308,7 +312,7 @@ def test_in_bfloat16_the_perturbation_and_the_weights_stay_in_full_precision(acc
     model, method = classifier().float(), AWP(gamma=0.1, start=0.0)
     before = [parameter.clone() for parameter in model.parameters()]
     steps = stepped(method, accelerator_of(mixed_precision="bf16"), model, learning_rate=1e-30)
-    assert all(torch.isfinite(step.loss) for step in steps)
+    assert all(math.isfinite(step.loss) for step in steps)
     assert all(float(step.observed["adversarial_loss"]) > float(step.loss) for step in steps)
     for after, value in zip(model.parameters(), before, strict=True):
         assert after.dtype == torch.float32
