@@ -18,12 +18,12 @@ from harness.errors import SpecError
 VARIABLE = "HARNESS_FAULT"
 POINTS = (
     "gradient.forward", "gradient.backward", "gradient.after_pass", "gradient.result",
-    "optimizer.step", "step.end", "evaluate",
+    "step.end",
     "checkpoint.before", "checkpoint.after_model", "checkpoint.after_optimizer", "checkpoint.after_best",
     "checkpoint.after_progress", "checkpoint.after_envelope", "checkpoint.after_rename", "checkpoint.before_prune",
     "report",
 )  # fmt: skip
-ACTIONS = ("kill", "term", "int", "oom", "error", "nan", "enospc", "sleep")
+ACTIONS = ("kill", "term", "int", "usr1", "oom", "error", "nan", "enospc", "sleep")
 _SLEEP_SECONDS = 3600.0
 
 
@@ -83,7 +83,7 @@ def _parse(text: str) -> _Clause:
 
 
 def _act(action: str, name: str) -> str:
-    signals = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
+    signals = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT, "usr1": signal.SIGUSR1}
     if action in signals:
         os.kill(os.getpid(), signals[action])
     elif action == "oom":

@@ -298,8 +298,11 @@ def _working(session: _Session, name: str, tracker: Tracker, *, of_group: bool =
 
 def _resume_command(session: _Session, name: str) -> str:
     place = [] if session.spec.output == "mlruns" else [f"output={session.spec.output}"]
-    options = "" if session.accelerator.num_processes == 1 else f"--num_processes {session.accelerator.num_processes} "
-    return f"accelerate launch {options}launch.py " + shlex.join(["--resume", name, *place])
+    launch, number = "accelerate launch", session.accelerator.num_processes
+    if number > 1:
+        cpu = "ACCELERATE_USE_CPU=true " if session.accelerator.device.type == "cpu" else ""
+        launch = f"{cpu}{launch} --multi_gpu --num_processes {number}"
+    return f"{launch} launch.py " + shlex.join(["--resume", name, *place])
 
 
 def _start_tracker(session: _Session, name: str, parent: str | None = None, *, is_resumed: bool = False) -> Tracker:

@@ -1,13 +1,22 @@
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from harness import checkpoint, surgery
+from harness import checkpoint, faults, provenance, surgery
+from harness.checkpoint import Checkpoints, Snapshot
 from harness.errors import StorageError
+from harness.keys import Key
+from harness.storage import PROJECT
 from tests.toys import classifier
 
 
@@ -64,3 +73,256 @@ def test_a_broken_file_is_told_by_name(tmp_path: Path, content: bytes) -> None:
         checkpoint.load(tmp_path)
     with pytest.raises(StorageError, match="cannot read"):
         checkpoint.load(tmp_path / "absent")
+
+
+# Checkpoints to go on from
+
+KEY, OTHER = Key(bytes(range(32))), Key(bytes(range(1, 33)))
+FILES = ["trained.safetensors", "optimizer.safetensors", "best.safetensors", "progress.json"]
+
+
+class Signer:
+    """Seals with a key, and remembers the chain."""
+
+    def __init__(self, key: Key | None = KEY) -> None:
+        self.key, self.prev = key, "start"
+
+    def checkpoint(self, folder: Path, step: int) -> str:
+        claim = {"runId": "r", "step": step, "attempt": 1, "prev": self.prev}
+        return provenance.seal(folder, "checkpoint", claim, self.key)
+
+    def follow(self, statement: str, attempt: int | None = None) -> None:
+        self.prev = statement
+
+
+def snapshot(step: int) -> Snapshot:
+    tensors = {name: torch.full((50,), float(step + i)) for i, name in enumerate("ab")}
+    return Snapshot(step, tensors, {"exp_avg/a": tensors["a"]}, {"a": tensors["b"]}, {"step": step})
+
+
+def checkpoints(run: Path, notices: list[str] | None = None, key: Key | None = KEY, **more: object) -> Checkpoints:
+    told = [] if notices is None else notices
+    keys = more.pop("keys", [KEY])
+    return Checkpoints(run, 2, Signer(key), keys, notice=told.append, **more)  # type: ignore[arg-type]
+
+
+def test_what_was_saved_is_found_again(tmp_path: Path) -> None:
+    checkpoints(tmp_path).save(snapshot(3))
+    found = checkpoints(tmp_path).newest()
+    assert found is not None
+    assert (found.step, found.progress, found.attempt) == (3, {"step": 3}, 1)
+    assert found.statement.startswith("harness1:")
+    expected = snapshot(3)
+    for name in ("trained", "optimizer", "best"):
+        kept, given = getattr(found, name), getattr(expected, name)
+        assert kept.keys() == given.keys()
+        assert all(torch.equal(kept[key], given[key]) for key in given)
+
+
+def test_before_the_first_there_is_none(tmp_path: Path) -> None:
+    assert checkpoints(tmp_path).newest() is None
+
+
+def test_two_stay_and_the_statements_of_all(tmp_path: Path) -> None:
+    """F14."""
+    made = checkpoints(tmp_path)
+    for step in (2, 4, 6, 8):
+        made.save(snapshot(step))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-0000006", "step-0000008"]
+    chain = [provenance.open_envelope(path, [KEY], "checkpoint") for path in sorted((tmp_path / "chain").iterdir())]
+    assert [envelope.predicate["step"] for envelope in chain if envelope.predicate] == [2, 4, 6, 8]
+    links = ["start", *(envelope.attestation_id for envelope in chain)]
+    assert [envelope.predicate["prev"] for envelope in chain if envelope.predicate] == links[:-1]
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "flipped":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    else:
+        path.write_bytes(content[: len(content) * int(how) // 100])
+
+
+@pytest.mark.parametrize("how", ["0", "50", "99", "flipped", "missing"])
+@pytest.mark.parametrize("name", [*FILES, checkpoint.ENVELOPE])
+def test_a_damaged_one_is_set_aside_and_the_one_before_it_is_taken(name: str, how: str, tmp_path: Path) -> None:
+    """F19, F20: nothing of it is parsed before its digest fits."""
+    made = checkpoints(tmp_path)
+    made.save(snapshot(2))
+    made.save(snapshot(4))
+    damage(tmp_path / "checkpoints" / "step-0000004" / name, how)
+    notices: list[str] = []
+    found = checkpoints(tmp_path, notices).newest()
+    assert found is not None
+    assert found.step == 2
+    assert len(notices) == 1
+    assert name in notices[0]
+    assert {path.name[:15] for path in (tmp_path / "checkpoints").iterdir()} == {"corrupt-0000004", "step-0000002"}
+
+
+def test_when_none_can_be_used_the_reasons_are_told(tmp_path: Path) -> None:
+    checkpoints(tmp_path).save(snapshot(2))
+    damage(tmp_path / "checkpoints" / "step-0000002" / FILES[0], "missing")
+    with pytest.raises(
+        StorageError, match=r"no checkpoint in .* can be used\n  why: step-0000002/trained\.safetensors"
+    ):
+        checkpoints(tmp_path).newest()
+
+
+def test_a_file_that_does_not_belong_there_is_not_accepted(tmp_path: Path) -> None:
+    checkpoints(tmp_path).save(snapshot(2))
+    (tmp_path / "checkpoints" / "step-0000002" / "extra.bin").write_bytes(b"x")
+    with pytest.raises(StorageError, match=r"extra\.bin: missing, or not part of the checkpoint"):
+        checkpoints(tmp_path).newest()
+
+
+@pytest.mark.parametrize("signed_by", [None, OTHER], ids=["nobody", "somebody else"])
+def test_what_was_not_signed_with_a_known_key_is_refused_unless_asked_for(
+    signed_by: Key | None, tmp_path: Path
+) -> None:
+    """F21: weights exchanged, digests made anew, everything consistent, but for the key."""
+    checkpoints(tmp_path, key=signed_by).save(snapshot(2))
+    with pytest.raises(StorageError, match="--insecure"):
+        checkpoints(tmp_path).newest()
+
+
+def test_unsigned_checkpoints_are_accepted_without_a_key_or_when_asked_for(tmp_path: Path) -> None:
+    checkpoints(tmp_path, key=None).save(snapshot(2))
+    for more in ({"keys": []}, {"insecure": True}):
+        found = checkpoints(tmp_path, **more).newest()  # type: ignore[arg-type]
+        assert found is not None
+        assert found.step == 2
+
+
+def test_a_made_again_checkpoint_keeps_both_statements(tmp_path: Path) -> None:
+    made = checkpoints(tmp_path)
+    made.save(snapshot(2))
+    made.save(snapshot(4))
+    damage(tmp_path / "checkpoints" / "step-0000004" / FILES[0], "0")
+    again = checkpoints(tmp_path)
+    found = again.newest()
+    assert found is not None
+    again._signer.follow(found.statement)
+    again.save(snapshot(4))
+    names = sorted(path.name for path in (tmp_path / "chain").iterdir())
+    assert names == ["step-0000002.json", "step-0000004-2.json", "step-0000004.json"]
+
+
+def test_a_full_disk_is_found_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F15."""
+    made = checkpoints(tmp_path)
+    made.save(snapshot(2))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(StorageError, match=r"disk full: the checkpoint of step 4 needs [\d,]+ bytes, 1 are free"):
+        made.save(snapshot(4))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000002"]
+
+
+POINTS = [name for name in faults.POINTS if name.startswith("checkpoint.")]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_save_that_fails_leaves_the_last_checkpoint_and_no_rubbish(
+    point: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F15: the disk is full at any moment of the save."""
+    made = checkpoints(tmp_path)
+    made.save(snapshot(2))
+    monkeypatch.setenv(faults.VARIABLE, f"{point}:enospc")
+    try:
+        made.save(snapshot(4))
+    except (StorageError, OSError) as error:
+        assert "No space left on device" in str(error)
+    assert not list((tmp_path / "checkpoints").glob(".tmp*"))
+    found = checkpoints(tmp_path).newest()
+    assert found is not None
+    assert found.step == (4 if point in ("checkpoint.after_rename", "checkpoint.before_prune") else 2)
+
+
+SAVER = """
+import sys
+from pathlib import Path
+import torch
+from tests.test_checkpoint import checkpoints, snapshot
+made = checkpoints(Path(sys.argv[1]))
+for step in (2, 4, 6):
+    made.save(snapshot(step))
+print("saved")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", POINTS)
+def test_kill_9_at_any_point_of_a_save_leaves_the_newest_that_was_committed(point: str, tmp_path: Path) -> None:
+    """F13, F14: the third save is killed. Two checkpoints are there before, and at least two that can be read after."""
+    for step in (2, 4):
+        checkpoints(tmp_path).save(snapshot(step))
+    script = SAVER.replace("(2, 4, 6)", "(6,)")
+    done = run(script, str(tmp_path), **{faults.VARIABLE: f"{point}:kill"})
+    assert done.returncode == -9
+    found = checkpoints(tmp_path).newest()
+    assert found is not None
+    assert found.step == (6 if point in ("checkpoint.after_rename", "checkpoint.before_prune") else 4)
+    assert json.dumps(found.progress) == json.dumps({"step": found.step})
+    names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert not [name for name in names if name.startswith(".tmp")]
+    assert len(names) >= 2
+    assert (tmp_path / "chain" / f"step-{found.step:07d}.json").exists()
+
+
+def run(script: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", **more}
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.slow
+def test_a_file_that_may_not_grow_is_a_sentence_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    """F15: a real error of the system, through safetensors' native code."""
+    checkpoints(tmp_path).save(snapshot(2))
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))\n"
+    done = run(SAVER.replace("made = ", limit + "made = ").replace("(2, 4, 6)", "(4,)"), str(tmp_path))
+    assert done.returncode == 1
+    assert "cannot write" in done.stderr
+    assert "File too large" in done.stderr
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000002"]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_modes_follow_the_umask(mask: int, mode: int, tmp_path: Path) -> None:
+    """F18."""
+    before = os.umask(mask)
+    try:
+        checkpoints(tmp_path).save(snapshot(2))
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 6
+    assert {path.stat().st_mode & 0o777 for path in files} == {mode}
+
+
+def test_nothing_that_could_execute_is_ever_read(tmp_path: Path) -> None:
+    """F53: a pickle in the place of every file, sealed with the right key, is refused by its parser."""
+    canary = tmp_path / "canary"
+
+    class Payload:
+        def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+            return os.mkdir, (str(canary),)
+
+    import pickle
+
+    for number, name in enumerate(FILES):
+        run_folder = tmp_path / str(number)
+        made = checkpoints(run_folder)
+        made.save(snapshot(2))
+        folder = run_folder / "checkpoints" / "step-0000002"
+        (folder / name).write_bytes(pickle.dumps(Payload()))
+        (folder / checkpoint.ENVELOPE).unlink()
+        Signer().checkpoint(folder, 2)
+        with pytest.raises(StorageError, match="of another format"):
+            checkpoints(run_folder).newest()
+    assert not canary.exists()
