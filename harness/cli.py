@@ -1,4 +1,4 @@
-"""Look at experiments, make signing keys, verify runs, score baselines."""
+"""Look at experiments and runs, make signing keys, verify runs, send what was kept, score baselines."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,11 @@ import typer
 from harness.errors import HarnessError, SpecError
 
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+runs = typer.Typer(no_args_is_help=True)
+app.add_typer(runs, name="runs", help="The runs that MLflow knows.")
+
+Output = Annotated[Path, typer.Option(help="the folder of runs, relative to the project")]
+Store = Annotated[str | None, typer.Option(help="MLflow's store; default: the one that is set, else SQLite in there")]
 
 
 @app.command("list")
@@ -142,6 +148,54 @@ def table(
             f"there is no finished run in {PROJECT / output / 'runs'}", fix="make one, or name another --output"
         )
     print(module.to_csv(rows) if as_csv else module.render(rows))
+
+
+@app.command()
+def sync(
+    output: Output = Path("mlruns"),
+    uri: Annotated[str | None, typer.Option(help="MLflow's store; default: the one each run was meant for")] = None,
+) -> None:
+    """Send what a tracking store did not take, each record once. Exit code 0 all sent, 1 something is still kept."""
+    from harness import tracking_sync
+    from harness.storage import PROJECT
+
+    all_told = []
+    for told in tracking_sync.sync(PROJECT / output, uri):
+        print(f"{told.name}: {told.what}")
+        all_told.append(told)
+    num_sent, num_left = sum(t.is_sent for t in all_told), sum(t.is_left_alone for t in all_told)
+    kept = len(all_told) - num_sent - num_left
+    print(f"{num_sent} sent, {num_left} left alone, {kept} kept" if all_told else "nothing waits to be sent")
+    raise typer.Exit(1 if kept else 0)
+
+
+@runs.command("list")
+def list_runs(output: Output = Path("mlruns"), uri: Store = None) -> None:
+    """Name, status, start, and whether the folder is there; one line each."""
+    from harness import liveness
+    from harness.storage import PROJECT
+
+    for run, has_folder in liveness.list_runs(PROJECT / output, uri):
+        began = datetime.fromtimestamp(run.time / 1000).strftime("%Y-%m-%d %H:%M")
+        print(f"{run.name:40} {run.status:9} {began}  {'folder' if has_folder else 'no folder'}")
+
+
+@runs.command()
+def reap(
+    output: Output = Path("mlruns"),
+    uri: Store = None,
+    force: Annotated[bool, typer.Option("--force", help="also runs that have no lock file")] = False,
+) -> None:
+    """End runs as KILLED that are RUNNING in MLflow although their process is gone."""
+    from harness import liveness
+    from harness.storage import PROJECT
+
+    done = 0
+    for name, what in liveness.reap(PROJECT / output, uri, force=force):
+        print(f"{name}: {what}")
+        done += 1
+    if not done:
+        print("no run is RUNNING")
 
 
 def main() -> None:

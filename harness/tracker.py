@@ -26,6 +26,11 @@ class Tracker:
         """The run's page on a tracking server, if there is one."""
         return None
 
+    @property
+    def problem(self) -> str:
+        """Once `finish` has returned: what is missing in the store, and what to do; empty if nothing is."""
+        return ""
+
     def record(self, message: Message) -> None:
         """Take one message: what a subclass overrides."""
 
@@ -114,6 +119,11 @@ class Trackers(Tracker):
     def url(self) -> str | None:
         """The first URL."""
         return next((tracker.url for tracker in self._all if tracker.url), None)
+
+    @property
+    def problem(self) -> str:
+        """Every tracker's problem."""
+        return "; ".join(tracker.problem for tracker in self._all if tracker.problem)
 
     def record(self, message: Message) -> None:
         """Pass a message to all."""

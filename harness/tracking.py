@@ -17,19 +17,21 @@ from pydantic import field_serializer
 
 from harness.errors import StorageError, UserError
 from harness.settings import Settings
+from harness.spool import first_head
 from harness.storage import PROJECT
 from harness.tracker import Message, Tracker, Trackers, first_line, now, warn
 from harness.tracking_mlflow import (
     FoundRun,
-    Target,
     is_server,
     refuse_deleted,
+    safe_part,
     search,
     sqlite_path,
     tracking_uri,
     without_password,
 )
 from harness.tracking_worker import MLflowTracker
+from harness.tracking_writer import Target
 
 
 class Tracking(Settings):
@@ -57,17 +59,22 @@ class TensorBoardTracker(Tracker):
     def __init__(self, folder: Path) -> None:
         if find_spec("tensorboard") is None:
             raise UserError("tensorboard is not installed", where="tracking.tensorboard", fix="pip install tensorboard")
-        self._folder, self._has_failed = folder, False
+        self._folder, self._problem = folder, ""
         self._writer: Any = None
+
+    @property
+    def problem(self) -> str:
+        """Why the files are incomplete, if they are."""
+        return self._problem
 
     def record(self, message: Message) -> None:
         """Write a message at once. A full disk costs one warning, not the run."""
         try:
             self._write(message["kind"], message)
         except OSError as error:
-            if not self._has_failed:
-                warn(f"TensorBoard's files in {self._folder} are incomplete: {first_line(error)}")
-            self._has_failed = True
+            if not self._problem:
+                self._problem = f"TensorBoard's files in {self._folder} are incomplete: {first_line(error)}"
+                warn(self._problem)
 
     def _write(self, kind: str, message: Message) -> None:
         if kind == "metrics":
@@ -99,7 +106,7 @@ def start(
     parent: str | None = None,
     tags: dict[str, str] | None = None,
     note: str = "",
-    resume: str | None = None,
+    resume: bool = False,
 ) -> Tracker:
     """A tracker for one run. Takes milliseconds: nothing is sent or imported before `open`.
 
@@ -111,7 +118,8 @@ def start(
         parent: run id of the run this one is a replicate or trial of.
         tags: facts to search by.
         note: what the run's page says about it.
-        resume: run id of an MLflow run to go on with, instead of a new one.
+        resume: go on with the run of this name, if there is one. What it has already may be recorded again: each
+            param, data set and step of a metric arrives once.
 
     Raises:
         UserError: no such kind of store, a deleted experiment, tensorboard not installed.
@@ -122,7 +130,8 @@ def start(
     known = {"mlflow.note.content": note, "mlflow.parentRunId": parent, "mlflow.source.git.commit": _commit()}
     known |= {"mlflow.user": _user(), "mlflow.source.name": "launch.py", "mlflow.source.type": "LOCAL"}
     named = {key: value for key, value in known.items() if value} | (tags or {})
-    mlflow = MLflowTracker(Target(uri, folder, experiment, name, named, now(), resume))
+    began = first_head(folder / "spool" / f"{safe_part(name)}.jsonl").get("time") if resume else None
+    mlflow = MLflowTracker(Target(uri, folder, experiment, name, named, began or now(), resume))
     return Trackers([mlflow, TensorBoardTracker(folder / "tensorboard" / name)]) if settings.tensorboard else mlflow
 
 

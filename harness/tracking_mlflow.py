@@ -1,4 +1,4 @@
-"""The door to MLflow: naming its limits, opening its store, writing one run, finding runs again.
+"""The door to MLflow, with `tracking_writer.py`: naming its limits, opening its store, finding runs again.
 
 Nothing here keeps MLflow's global state (no `set_tracking_uri`, no active run): every call goes through one
 `MlflowClient`. Limits and behaviour are those of MLflow 3.17.
@@ -7,7 +7,6 @@ Nothing here keeps MLflow's global state (no `set_tracking_uri`, no active run):
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -17,8 +16,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from fnmatch import fnmatch
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -27,18 +24,18 @@ from harness.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
-Point = tuple[str, float, int, int]
-"""A metric: name, value, milliseconds since 1970, step."""
-
-METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
-_PARAM_LENGTH, _TAG_LENGTH, _NAME_LENGTH, _DIGEST_LENGTH = 6000, 8000, 250, 32
+METRICS_PER_BATCH, PARAMS_PER_BATCH, TAG_LENGTH = 1000, 100, 8000
+_PARAM_LENGTH, _NAME_LENGTH, _DIGEST_LENGTH = 6000, 250, 32
+_LOCK_SECONDS = 60.0
 _PROBE_SECONDS = 2.0
 _ENVIRONMENT = {  # read by mlflow when it is imported; a dead server costs 245 s a call with its own defaults
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
 }
 
 
@@ -146,7 +143,7 @@ def connect(uri: str, folder: Path) -> MlflowClient:
     database = sqlite_path(uri)
     lock = database.with_name(f"{database.name}.lock") if database else folder / "tracking.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    with FileLock(lock, timeout=_LOCK_SECONDS):
         if database:
             with (
                 closing(sqlite3.connect(database)) as connection,
@@ -184,85 +181,6 @@ def _deleted(experiment: str) -> UserError:
 
 
 @dataclass(frozen=True)
-class Target:
-    """Where a run is written, and what it is called."""
-
-    uri: str
-    folder: Path
-    experiment: str
-    name: str
-    tags: dict[str, str]
-    time: int
-    """When the run began, in milliseconds since 1970."""
-    resume: str | None = None
-    """The id of an MLflow run to go on with; None begins a new one."""
-
-
-class RunWriter:
-    """One open MLflow run. Methods raise what MLflow raises; their arguments are plain values that JSON can hold."""
-
-    def __init__(self, target: Target) -> None:
-        self._client = connect(target.uri, target.folder)
-        if target.resume:
-            self._client.update_run(target.resume, status="RUNNING")
-            run = self._client.get_run(target.resume)
-        else:
-            experiment = open_experiment(self._client, target.uri, target.folder, target.experiment)
-            tags = {allowed_name(key): value[:_TAG_LENGTH] for key, value in target.tags.items()}
-            run = self._client.create_run(experiment, start_time=target.time, tags=tags, run_name=target.name)
-        self.run_id, self.experiment_id = str(run.info.run_id), str(run.info.experiment_id)
-
-    def params(self, values: dict[str, object]) -> None:
-        """Log settings; the same value again is accepted, another one refused."""
-        from mlflow.entities import Param
-
-        params = iter([Param(allowed_name(key), param_value(value)) for key, value in values.items()])
-        while chunk := list(islice(params, PARAMS_PER_BATCH)):
-            self._client.log_batch(self.run_id, params=chunk)
-
-    def metrics(self, points: list[Point]) -> None:
-        """Log at most 1000 finite metrics in one request."""
-        from mlflow.entities import Metric
-
-        batch = [Metric(allowed_name(key), value, time, step) for key, value, time, step in points]
-        self._client.log_batch(self.run_id, metrics=batch)
-
-    def tags(self, values: dict[str, str]) -> None:
-        """Set tags, over earlier values."""
-        from mlflow.entities import RunTag
-
-        tags = iter([RunTag(allowed_name(key), str(value)[:_TAG_LENGTH]) for key, value in values.items()])
-        while chunk := list(islice(tags, PARAMS_PER_BATCH)):
-            self._client.log_batch(self.run_id, tags=chunk)
-
-    def dataset(self, name: str, source: str, digest: str, rows: int, context: str) -> None:
-        """Name one split the run used; `context` is the split."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        dataset = Dataset(
-            name, short_digest(digest), "code", json.dumps({"source": source}), profile=json.dumps({"num_rows": rows})
-        )
-        self._client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
-
-    def artifacts(self, folder: str, within: str, ignore: list[str]) -> None:
-        """Copy the files below `folder` to `within`."""
-        for name in _files(Path(folder), ignore):
-            target = Path(within) / Path(name).parent
-            self._client.log_artifact(self.run_id, str(Path(folder) / name), str(target) if target.parts else None)
-
-    def finish(self, status: str, time: int) -> None:
-        """End the run as FINISHED, FAILED or KILLED."""
-        self._client.set_terminated(self.run_id, status, end_time=time)
-
-
-def _files(folder: Path, ignore: list[str]) -> Iterator[str]:
-    if not folder.is_dir():
-        raise NotADirectoryError(f"no folder {folder}")
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return (name for name in names if not any(fnmatch(name, pattern) for pattern in ignore))
-
-
-@dataclass(frozen=True)
 class FoundRun:
     """A run as the store knows it; `metrics` holds the latest value of each."""
 
@@ -272,6 +190,8 @@ class FoundRun:
     tags: dict[str, str]
     params: dict[str, str]
     metrics: dict[str, float]
+    time: int = 0
+    """When it began, in milliseconds since 1970."""
 
 
 def search(uri: str, folder: Path, run: str) -> list[FoundRun]:
@@ -279,17 +199,37 @@ def search(uri: str, folder: Path, run: str) -> list[FoundRun]:
     from mlflow.exceptions import MlflowException
 
     client = connect(uri, folder)
-    runs = []
+    runs: list[Run] = []
     if re.fullmatch(r"[0-9a-f]{32}", run):
         try:
             runs = [client.get_run(run)]
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-    elif not re.search(r"[\"'`\\]", run):  # quotes would end the filter's text
-        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        runs = client.search_runs(experiments, f"attributes.run_name = '{run}'", max_results=10)
-    return [
-        FoundRun(r.info.run_id, r.info.run_name, r.info.status, r.data.tags, r.data.params, r.data.metrics)
-        for r in runs
-    ]
+    else:
+        runs = runs_named(client, [experiment.experiment_id for experiment in client.search_experiments()], run)
+    return [_found(run) for run in runs]
+
+
+def runs_named(client: MlflowClient, experiments: list[str], name: str) -> list[Run]:
+    """At most ten runs with this name, newest first."""
+    if re.search(r"[\"'`\\]", name):  # quotes would end the filter's text
+        return []
+    return list(client.search_runs(experiments, f"attributes.run_name = '{name}'", max_results=10))
+
+
+def every_run(client: MlflowClient) -> Iterator[FoundRun]:
+    """All runs of a store that were not deleted, newest first within a page of a thousand."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    token: str | None = None
+    while experiments:
+        page = client.search_runs(experiments, max_results=1000, page_token=token)
+        yield from map(_found, page)
+        token = page.token
+        if not token:
+            return
+
+
+def _found(run: Run) -> FoundRun:
+    info, data = run.info, run.data
+    return FoundRun(info.run_id, info.run_name, info.status, data.tags, data.params, data.metrics, info.start_time)

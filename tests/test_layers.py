@@ -27,10 +27,12 @@ LAYERS = [
         "optim",
     ],
     ["builtin", "memory", "processes", "provenance", "metric", "method", "tracker", "yaml_source", "latency"],
-    ["hub", "tracking_mlflow", "metrics", "methods"],
-    ["sources", "tracking_worker"],
-    ["data", "tracking"],
-    ["task", "spec"],
+    ["hub", "spool", "tracking_mlflow", "metrics", "methods"],
+    ["sources", "tracking_writer"],
+    ["data", "tracking_sync"],
+    ["tracking_worker"],
+    ["tracking"],
+    ["liveness", "task", "spec"],
     ["tasks", "checkpoint", "gradients", "evaluate", "baselines", "compression"],
     ["train", "assembly", "verification"],
     ["fingerprint", "report", "selection", "deployment"],
@@ -39,7 +41,7 @@ LAYERS = [
     ["command", "cli"],
 ]
 DOORS = {
-    "mlflow": {"tracking_mlflow"},
+    "mlflow": {"tracking_mlflow", "tracking_writer"},
     "hydra": {"spec"},
     "omegaconf": {"spec"},
     "yaml": {"yaml_source", "run", "table"},
@@ -65,7 +67,7 @@ DOORS = {
     "optuna": set(),
 }
 HEAVY = {"torch", *DOORS} - {"yaml"}
-LIGHT_AT_START = ("command", "spec", "cli", "data", "latency", "tracking", "optim", "registry", "threads")
+LIGHT_AT_START = ("command", "spec", "cli", "data", "latency", "tracking", "liveness", "optim", "registry", "threads")
 
 
 def room(path: Path) -> str:

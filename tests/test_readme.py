@@ -50,6 +50,7 @@ def test_there_are_such_commands() -> None:
 
 def test_console_commands_exist() -> None:
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {str(group.name) for group in app.registered_groups}
     assert set(re.findall(r"^harness ([a-z]+)", TEXT, flags=re.MULTILINE)) == known
 
 

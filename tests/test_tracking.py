@@ -35,7 +35,7 @@ def test_a_child_names_its_parent_and_a_run_can_be_resumed(folder: Path) -> None
     child = begin(folder, "child", parent=run_id(parent))
     child.metrics({"train/loss": 1.0}, 0)
     child.finish("KILLED")
-    again = begin(folder, "child", resume=run_id(child))
+    again = begin(folder, "child", resume=True)
     again.metrics({"train/loss": 0.5}, 1)
     assert run_id(again) == run_id(child)
     assert client(folder).get_run(run_id(child)).info.status == "RUNNING"

@@ -154,18 +154,28 @@ def test_values_that_are_no_finite_number_become_a_tag(folder: Path) -> None:
 
 def test_a_refused_record_is_kept_and_the_rest_arrives(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tracker = begin(folder, "refused")
-    tracker.params({"rank": 8})
-    tracker.params({"rank": 16})
     tracker.artifacts(folder / "missing")
     tracker.metrics({"train/loss": 1.0}, 7)
     tracker.finish()
     run = client(folder).get_run(run_id(tracker))
-    assert (run.data.params, run.data.metrics, run.info.status) == ({"rank": "8"}, {"train/loss": 1.0}, "FINISHED")
+    assert (run.data.metrics, run.info.status) == ({"train/loss": 1.0}, "FINISHED")
     head, *kept = [json.loads(line) for line in (folder / "spool/refused.jsonl").read_text().splitlines()]
     assert head["run_id"] == run.info.run_id
-    assert kept[0] == {"kind": "params", "values": {"rank": 16}}
-    assert [message["kind"] for message in kept] == ["params", "artifacts"]
+    assert [message["kind"] for message in kept] == ["artifacts", "finish"]
     assert capsys.readouterr().err.count("warning: ") == 1
+    assert "no folder" in tracker.problem
+    assert f"harness sync --output '{folder}'" in tracker.problem
+
+
+def test_a_param_keeps_its_first_value(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """F36: MLflow refuses another value, and with it every param of the same request."""
+    tracker = begin(folder, "immutable")
+    tracker.params({"rank": 8})
+    tracker.params({"rank": 16, "alpha": 32})
+    tracker.finish()
+    assert client(folder).get_run(run_id(tracker)).data.params == {"rank": "8", "alpha": "32"}
+    assert "rank stays 8 in MLflow; now it is 16" in capsys.readouterr().err
+    assert tracker.problem == ""
 
 
 def test_a_server_that_is_not_there_costs_nothing_and_loses_nothing(
@@ -222,5 +232,7 @@ def test_a_store_that_fails_for_a_while_gets_what_comes_later(folder: Path, monk
         assert len(calls) == 1, "a failing store is left alone"
     tracker.metrics({"train/loss": 0.5}, 4)
     tracker.finish()
-    assert [m.step for m in client(folder).get_metric_history(identity, "train/loss")] == [4]
+    assert sorted(m.step for m in client(folder).get_metric_history(identity, "train/loss")) == [0, 1, 2, 3, 4]
     assert client(folder).get_run(identity).info.status == "FINISHED"
+    assert not spool.exists()
+    assert tracker.problem == ""

@@ -1,0 +1,124 @@
+"""Which runs of the store still live, and ending those that were killed: MLflow alone shows them as RUNNING for ever.
+
+A living run holds an exclusive `flock` on `<output>/locks/<name>.lock`, which says who holds it and is touched every
+now and then. The kernel lets go of it whatever kills the process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import StorageError
+from harness.storage import safe_name
+from harness.tracker import first_line, now
+from harness.tracking_mlflow import FoundRun, connect, every_run, safe_part, sqlite_path, tracking_uri, without_password
+
+_STALE_SECONDS = 600.0
+"""How long the lock of a run on another host must not have been touched."""
+
+
+@dataclass(frozen=True)
+class Life:
+    """What a run's lock tells."""
+
+    is_alive: bool | None
+    """None: there is no lock, nothing can be told."""
+    why: str
+    last_seen: int | None = None
+    """When the lock was touched last, in milliseconds since 1970."""
+
+
+def look(folder: Path, name: str) -> Life:
+    """Does the run of this name in a runs folder live? Raises OSError if its lock cannot be read."""
+    try:
+        path = folder / "locks" / f"{safe_name(name)}.lock"
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except (StorageError, FileNotFoundError):
+        return Life(None, "no lock file")
+    try:
+        owner, touched = _owner(descriptor), os.fstat(descriptor).st_mtime
+        pid, host = owner.get("pid", "?"), owner.get("host", "?")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return Life(True, f"process {pid} on {host} lives")
+        if host != socket.gethostname() and time.time() - touched < _STALE_SECONDS:
+            return Life(True, f"process {pid} on {host} was there less than ten minutes ago")
+        return Life(False, f"process {pid} on {host} is gone", int(touched * 1000))
+    finally:
+        os.close(descriptor)
+
+
+def list_runs(folder: Path, uri: str | None = None) -> Iterator[tuple[FoundRun, bool]]:
+    """Every run of the store, with whether its folder exists.
+
+    Raises:
+        StorageError: the store cannot be read.
+    """
+    store = _store(folder, uri)
+    if store is None:
+        return
+    try:
+        for run in every_run(connect(store, folder)):
+            yield run, Path(run.tags.get("folder") or folder / "runs" / safe_part(run.name)).is_dir()
+    except Exception as error:
+        raise StorageError(f"cannot read {without_password(store)}", why=first_line(error)) from error
+
+
+def reap(folder: Path, uri: str | None = None, *, force: bool = False) -> Iterator[tuple[str, str]]:
+    """End every RUNNING run whose process is gone as KILLED; yields each run's name and what was done.
+
+    Args:
+        folder: the runs folder, where the locks are.
+        uri: the store; None: `$MLFLOW_TRACKING_URI`, else SQLite in the folder.
+        force: end runs without a lock file, too.
+
+    Raises:
+        StorageError: the store cannot be read or written.
+    """
+    running = [run for run, _ in list_runs(folder, uri) if run.status == "RUNNING"]
+    for run in running:
+        if (folder / "spool" / f"{safe_part(run.name)}.jsonl").exists():
+            yield run.name, "left alone: records of it wait for `harness sync`"
+            continue
+        life = look(folder, run.name)
+        if life.is_alive or (life.is_alive is None and not force):
+            yield run.name, f"left alone: {life.why}" + (" (--force ends it)" if life.is_alive is None else "")
+        else:
+            yield run.name, f"{_end(folder, uri, run, life.last_seen)}: {life.why}"
+
+
+def _end(folder: Path, uri: str | None, run: FoundRun, last_seen: int | None) -> str:
+    """KILLED, or how the run ended by itself since it was listed."""
+    store = _store(folder, uri) or ""
+    try:
+        client = connect(store, folder)
+        status = str(client.get_run(run.run_id).info.status)
+        if status != "RUNNING":
+            return status
+        client.set_terminated(run.run_id, "KILLED", end_time=last_seen or now())
+    except Exception as error:
+        raise StorageError(f"cannot write {without_password(store)}", why=first_line(error)) from error
+    return "KILLED"
+
+
+def _store(folder: Path, uri: str | None) -> str | None:
+    """The store's URI; None if it is a database that nobody has made."""
+    store = tracking_uri(uri, folder)
+    database = sqlite_path(store)
+    return None if database and not database.is_file() else store
+
+
+def _owner(descriptor: int) -> dict[str, object]:
+    try:
+        owner = json.loads(os.pread(descriptor, 4096, 0))
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
