@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ctypes
 import hmac
 import os
 import re
@@ -16,10 +17,11 @@ import secrets
 import stat
 import subprocess
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.errors import StorageError, UserError
+from harness.errors import StorageError, UserError, did_you_mean
 
 VARIABLE = "HARNESS_SIGNING_KEY"
 FILE_VARIABLE = "HARNESS_SIGNING_KEY_FILE"
@@ -90,7 +92,22 @@ def take_key() -> Key | None:
     try:
         return load_key()
     finally:
-        os.environ.pop(VARIABLE, None)
+        forget()
+
+
+def forget() -> None:
+    """Take `HARNESS_SIGNING_KEY` out of the environment, unread: for processes that do not sign.
+
+    Also out of what `/proc/<pid>/environ` shows of this process and of those it forks: the system keeps the bytes
+    a process was started with, and removing a variable leaves them where they were.
+    """
+    if VARIABLE in os.environ:
+        with suppress(AttributeError, OSError, TypeError):  # where the C library cannot be asked
+            find = ctypes.CDLL(None).getenv
+            find.argtypes, find.restype = [ctypes.c_char_p], ctypes.c_void_p
+            if place := find(VARIABLE.encode()):
+                ctypes.memset(place, ord("x"), len(ctypes.string_at(place)))
+        del os.environ[VARIABLE]
 
 
 def load_keyring() -> list[Key]:
@@ -150,6 +167,53 @@ def keygen(path: Path | None = None, *, rotate: bool = False) -> Key:
     return key
 
 
+@dataclass(frozen=True)
+class Listed:
+    """One key as `harness keys list` shows it: never the secret."""
+
+    keyid: str
+    signs: bool
+    place: str
+
+
+def listed() -> list[Listed]:
+    """Every key at hand, the one that signs first. Raises UserError as `load_keyring` does."""
+    text, path = os.environ.get(VARIABLE), key_file()
+    found = [(Key.from_text(text, VARIABLE), VARIABLE)] if text else []
+    found += [(key, str(path))] if (key := _load_file()) else []
+    signing = len(found[:1])
+    found += [(read_key(old), str(old)) for old in sorted(_keyring(path).glob("*.key"))]
+    return [Listed(key.keyid, number < signing, place) for number, (key, place) in enumerate(found)]
+
+
+def retire(keyid: str) -> Path:
+    """Move the key of the key file into the keyring, with no other in its place: it verifies and signs no more.
+
+    Returns:
+        Where it is now.
+
+    Raises:
+        UserError: it is not the key of the key file, or that cannot be read.
+        StorageError: the keyring cannot be written; the key is where it was.
+    """
+    path = key_file()
+    key = _load_file()
+    if key is None or not hmac.compare_digest(key.keyid.encode(), keyid.encode()):
+        known = [one.keyid for one in listed() if one.place != VARIABLE]
+        if keyid in known:
+            raise UserError(f"key {keyid} is retired already", where=str(_keyring(path)))
+        fix = f"unset {VARIABLE}" if not key and os.environ.get(VARIABLE) else did_you_mean(keyid, known)
+        raise UserError(f"{path} does not hold key {keyid}", fix=fix)
+    place = _keyring(path) / f"{keyid}.key"
+    try:
+        place.parent.mkdir(mode=0o700, exist_ok=True)
+        _replace(place, key)
+        path.unlink()
+    except OSError as error:
+        raise StorageError("cannot write the keyring", where=str(place), why=str(error)) from error
+    return place
+
+
 def _load_file() -> Key | None:
     """The key of the key file; None if there is no such file and nobody named one."""
     path = key_file()
@@ -181,8 +245,9 @@ def _warn_if_tracked(path: Path) -> None:
     if not any((folder / ".git").exists() for folder in path.parents):
         return
     command = ["git", "-C", str(path.parent), "ls-files", "--error-unmatch", "--", path.name]
+    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
     try:
-        tracked = subprocess.run(command, capture_output=True, check=False).returncode == 0
+        tracked = subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
     except OSError:  # no git, nothing to warn of
         return
     if tracked:

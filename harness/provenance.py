@@ -31,7 +31,8 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://harness.invalid/run/v1"  # a name, not an address: RFC 2606 keeps .invalid from ever resolving
 KINDS = ("start", "checkpoint", "end")
 MAX_ENVELOPE_BYTES = 16 * 1024**2
-_ENVELOPES = {f"{kind}.envelope.json" for kind in KINDS}
+ENVELOPES = {f"{kind}.envelope.json" for kind in KINDS}
+"""Files that no statement covers: they are statements themselves."""
 _SEVERITY = (0, 3, 4, 5, 1)  # exit codes, the worst last
 
 
@@ -58,6 +59,9 @@ class Envelope:
     predicate: dict[str, Any] | None = None
     subjects: dict[str, str] = field(default_factory=dict)
     attestation_id: str = ""
+    """Digest of the payload, known wherever there is one: it says nothing about who wrote it."""
+    keyid: str = ""
+    """The key that signed; empty if nobody did, or none of the keys at hand fits."""
 
 
 @dataclass
@@ -66,6 +70,8 @@ class Verification:
 
     checks: list[Check]
     envelopes: dict[str, Envelope] = field(default_factory=dict)
+    folder: Path | None = None
+    """What was verified, where it is a folder."""
 
     @property
     def exit_code(self) -> int:
@@ -110,7 +116,7 @@ def seal(
     """
     assert kind in KINDS, kind
     excluded = sorted({name.rstrip("/") for name in exclude})
-    found = digests.scan(folder, set(excluded), _ENVELOPES)
+    found = digests.scan(folder, set(excluded), ENVELOPES)
     names = sorted(found if subjects is None else subjects)
     for name in names:
         if not found.get(name) or not digests.is_safe(name):
@@ -132,44 +138,56 @@ def seal(
     return _attestation_id(payload)
 
 
-def verify(folder: Path, keys: Sequence[Key]) -> Verification:
-    """Check the envelopes of a folder, how they hang together, and the files they cover. Raises nothing.
+def open_envelope(path: Path, keys: Sequence[Key], kind: str | None = None, *, sealed: str = "") -> Envelope:
+    """Read one envelope, authenticate it, and only then parse what it says. Raises nothing; see `.check`.
 
-    A folder that holds a start statement only belongs to a run that is not finished: it cannot be told to be ok.
+    Args:
+        path: the file.
+        keys: any of them may have signed it.
+        kind: start, checkpoint or end; None: as the file is called.
+        sealed: the sha256 of the file, if a statement that was authenticated covers it: then no key is needed.
     """
+    identity = ""
     try:
-        names = {path.name for path in folder.iterdir()}
-    except OSError as error:
-        return Verification([Check(str(folder), None, f"cannot be read: {error}", 5)])
-    present = [kind for kind in KINDS if f"{kind}.envelope.json" in names]
-    if not present:
-        return Verification([Check(str(folder), None, "no envelope: nothing was ever signed here")])
-    envelopes = {kind: open_envelope(folder / f"{kind}.envelope.json", keys) for kind in present}
-    checks = [envelope.check for envelope in envelopes.values()]
-    if "end" in envelopes:
-        checks += _check_chain(envelopes.get("start"), envelopes["end"])
-    for kind, envelope in envelopes.items():
-        if envelope.predicate is not None:
-            complete = kind == present[-1] != "start"  # later files are no surprise to an earlier statement
-            checks += _check_files(folder, f"{kind} files", envelope.subjects, envelope.predicate["coverage"], complete)
-    if "start" in envelopes and "end" not in envelopes:
-        checks.append(Check("end.envelope.json", None, "run not finished: there is no end statement"))
-    return Verification(checks, envelopes)
-
-
-def open_envelope(path: Path, keys: Sequence[Key]) -> Envelope:
-    """Read one envelope, authenticate it, and only then parse what it says. Raises nothing; see `.check`."""
-    try:
-        payload_type, payload, signatures = _parse_outer(_read(path))
-        signer = _authenticate(pae(payload_type, payload), signatures, keys)
+        content = _read(path)
+        payload_type, payload, signatures = _parse_outer(content)
+        identity = _attestation_id(payload)
+        is_sealed = digests.same(hashlib.sha256(content).hexdigest(), sealed)
+        signer = _authenticate(pae(payload_type, payload), signatures, keys, is_sealed)
         if payload_type != PAYLOAD_TYPE:
             raise _Refusal(False, f"not a fingerprint: its type is {payload_type!r}")
         named = signatures[0][0] if signatures else None
-        predicate, subjects = _parse_statement(payload, path.name.removesuffix(".envelope.json"), named)
+        predicate, subjects = _parse_statement(payload, kind or path.name.removesuffix(".envelope.json"), named)
     except _Refusal as refusal:
-        return Envelope(Check(path.name, refusal.ok, refusal.detail, refusal.code))
-    verdict = (True, f"signed with key {signer}") if signer else (None, "not signed: anyone could have written it")
-    return Envelope(Check(path.name, *verdict), predicate, subjects, _attestation_id(payload))
+        return Envelope(Check(path.name, refusal.ok, refusal.detail, refusal.code), attestation_id=identity)
+    verdict: tuple[bool | None, str] = (None, "not signed: anyone could have written it")
+    if signer:
+        verdict = True, f"signed with key {signer}"
+    elif named:
+        verdict = True, f"covered by a later statement; signed with {named}, which is not here"
+    return Envelope(Check(path.name, *verdict), predicate, subjects, identity, signer or "")
+
+
+def resign(path: Path, keys: Sequence[Key], key: Key, kind: str | None = None) -> bool:
+    """Add a signature with `key` to an envelope that one of `keys` signed; the payload stays as it is, byte for byte.
+
+    Returns:
+        Whether it was added: it may have been there.
+
+    Raises:
+        StorageError: the envelope does not verify or is not signed, or it cannot be written.
+    """
+    envelope = open_envelope(path, keys, kind)
+    if not envelope.check.ok:
+        what = f"{path.name} cannot be signed again"
+        raise StorageError(what, where=str(path.parent), why=envelope.check.detail, fix="only what verifies is signed")
+    outer = digests.parse_json(_read(path))
+    if any(digests.same(entry["keyid"], key.keyid) for entry in outer["signatures"]):
+        return False
+    mac = key.mac(pae(outer["payloadType"], digests.decode(outer["payload"])))
+    outer["signatures"].append({"keyid": key.keyid, "sig": digests.encode(mac)})
+    digests.write(path, digests.canonical(outer))
+    return True
 
 
 def _read(path: Path) -> bytes:
@@ -199,8 +217,10 @@ def _parse_signature(entry: object) -> tuple[str, bytes]:
     raise ValueError("not a signature")
 
 
-def _authenticate(message: bytes, signatures: list[tuple[str, bytes]], keys: Sequence[Key]) -> str | None:
-    """The id of the key that signed; None for an unsigned envelope."""
+def _authenticate(
+    message: bytes, signatures: list[tuple[str, bytes]], keys: Sequence[Key], is_sealed: bool
+) -> str | None:
+    """The id of the key that signed; None for an unsigned envelope, and for one that is sealed by a later statement."""
     macs = {key.keyid: key.mac(message) for key in keys}
     signer = None
     for keyid, sig in signatures:
@@ -210,7 +230,7 @@ def _authenticate(message: bytes, signatures: list[tuple[str, bytes]], keys: Seq
         if fitting is not None and not digests.same(fitting, keyid):
             raise _Refusal(False, f"wrong key: signed with key {fitting}, but says {keyid}")
         signer = signer or fitting
-    if signatures and signer is None:
+    if signatures and signer is None and not is_sealed:
         named = ", ".join(keyid for keyid, _ in signatures)
         known = f"unknown key: signed with {named}, you have {', '.join(macs)}"
         raise _Refusal(None, known if macs else f"no key here: signed with {named}, which is needed to check it")
@@ -251,47 +271,6 @@ def _parse_subjects(listed: list[dict[str, Any]]) -> dict[str, str]:
             raise ValueError(f"{name!r} has no sha256")
         subjects[name] = digest
     return subjects
-
-
-def _check_chain(start: Envelope | None, end: Envelope) -> list[Check]:
-    if start is None:
-        return [Check("chain", False, "the start statement is missing")]
-    if start.predicate is None or end.predicate is None:
-        return []  # told already, one line above
-    if not digests.same(end.predicate.get("prev"), start.attestation_id):
-        return [Check("chain", False, "the end statement does not follow from this start statement")]
-    for name in ("runId", "specId", "resolvedSpecSha256"):
-        before, now = start.predicate.get(name), end.predicate.get(name)
-        if before is not None and not digests.same(before, now):
-            return [Check("chain", False, f"{name} was {before!r} at the start and is {now!r} at the end")]
-    return [Check("chain", True, "the end follows from the start")]
-
-
-def _check_files(
-    folder: Path, title: str, subjects: dict[str, str], coverage: dict[str, Any], complete: bool
-) -> list[Check]:
-    """Compare the covered files with the disk; `complete`: what is sealed as a whole folder holds no other file."""
-    try:
-        found = digests.scan(folder, set(coverage["excluded"]), _ENVELOPES)
-    except StorageError as error:
-        return [Check(title, None, str(error), 5)]
-    checks = [check for name, digest in subjects.items() if (check := _check_file(folder, name, digest, found))]
-    if complete and coverage.get("wholeFolder") is not False:
-        extra = sorted(found.keys() - subjects.keys())
-        checks += [Check(digests.shown(name), False, "extra: added after signing") for name in extra]
-    return checks or [Check(title, True, f"{len(subjects)} as signed")]
-
-
-def _check_file(folder: Path, name: str, digest: str, found: dict[str, bool]) -> Check | None:
-    """What is wrong with one covered file; None if nothing is."""
-    if not found.get(name):
-        return Check(digests.shown(name), False, "not a regular file any more" if name in found else "missing")
-    try:
-        now = digests.file_digest(folder / name)
-    except StorageError as error:
-        return Check(digests.shown(name), None, str(error), 5)
-    detail = f"changed: sha256 {digest[:12]}... signed, {now[:12]}... found"
-    return None if digests.same(now, digest) else Check(digests.shown(name), False, detail)
 
 
 def _attestation_id(payload: bytes) -> str:

@@ -1,12 +1,13 @@
-"""Verify a run: its folder against its statements, and the scores MLflow shows against the signed ones."""
+"""Verify a run: its folder against its statements, the scores MLflow shows and the ledger against the signed ones."""
 
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import digests, keys, provenance, tracking
+from harness import chain, digests, keys, ledger, provenance, storage, tracking
 from harness.errors import StorageError, UserError
 from harness.provenance import Check, Verification
 from harness.storage import PROJECT
@@ -21,13 +22,22 @@ _SENTENCES = {
 }
 
 
+@dataclass
+class Verified(Verification):
+    """The verification of a run, and where else it is known."""
+
+    output: Path = PROJECT
+    """The folder of runs: its database, its ledger."""
+    mlflow_id: str = ""
+
+
 def sentence(exit_code: int) -> str:
     """The verdict in words."""
     return _SENTENCES[exit_code]
 
 
-def verify_run(run: str, output: Path) -> Verification:
-    """Verify a run by name, MLflow id or folder; `output` is the folder of runs, relative to the project.
+def verify_run(run: str, output: Path) -> Verified:
+    """Verify a run by name, MLflow id or folder, or the folder of one checkpoint; `output` is the folder of runs.
 
     Where MLflow knows the run, its scores are compared with the signed ones. A folder may have been moved or renamed:
     its statements say which run it holds.
@@ -36,16 +46,15 @@ def verify_run(run: str, output: Path) -> Verification:
         UserError: there is no such run, several have this name, or a signing key cannot be used.
     """
     output = PROJECT / output
-    is_folder = Path(run).is_dir()
+    is_folder = _is_dir(Path(run))
     if is_folder:
-        home = Path(run).resolve().parent
-        output = home.parent if home.name == "runs" else output  # the database that lies beside the folder's runs
-        verdict = provenance.verify(Path(run), keys.load_keyring())
+        output = _home(Path(run)) or output  # the database that lies beside the folder's runs
+        verdict = chain.verify(Path(run), keys.load_keyring())
         asked = (verdict.predicate("end") or {}).get("runId")
         found, problem = _find(asked, output) if isinstance(asked, str) else (None, "")
     else:
         found, unread = _find(run, output)
-        verdict = provenance.verify(_folder(run, output, found, unread), keys.load_keyring())
+        verdict = chain.verify(_folder(run, output, found, unread), keys.load_keyring())
         asked = found.name if found else run
         problem = unread or "MLflow does not know this run; set MLFLOW_TRACKING_URI if it was tracked elsewhere"
     end = verdict.predicate("end")
@@ -58,7 +67,63 @@ def verify_run(run: str, output: Path) -> Verification:
             verdict.checks.append(Check("folder alone", True, why))
         elif problem:
             verdict.checks.append(Check("scores in MLflow", None, problem, 5))
-    return verdict
+    verdict.checks += _check_entries(verdict, output)
+    return Verified(**vars(verdict), output=output, mlflow_id=found.run_id if found else "")
+
+
+def links(verdict: Verification) -> list[chain.Link]:
+    """Every statement of a verified run, from the start to the end."""
+    return chain.links(verdict.folder, keys.load_keyring()) if verdict.folder else []
+
+
+def verify_ledger(output: Path, head: str = "") -> Verification:
+    """Check the ledger of a folder of runs, and that every run it names is there; `head` is one that was kept.
+
+    Raises:
+        UserError: there is no ledger.
+        StorageError: it cannot be read.
+    """
+    output = PROJECT / output
+    found = ledger.check(output)
+    if found is None:
+        raise UserError("there is no ledger", where=str(output / ledger.NAME), fix="name the folder of runs: --output")
+    checks = [Check("ledger", False, problem) for problem in found.problems]
+    last = f"{len(found.entries)} entries in order; head {found.head}"
+    checks = checks or [Check("ledger", True, last)]
+    if head:
+        kept = any(digests.same(head, one) for one in found.heads)
+        detail = "is still part of it" if kept else "is not part of it: what came before it was rewritten or cut off"
+        checks.append(Check("head", kept, f"{digests.shown(head)} {detail}"))
+    runs: dict[str, dict[str, str]] = {}
+    for entry in found.entries:
+        runs.setdefault(entry.run, {})[entry.kind] = entry.attestation
+    return Verification(checks + [_check_entered(output / "runs", run, entered) for run, entered in runs.items()])
+
+
+def resign_run(run: str, output: Path) -> tuple[keys.Key, int]:
+    """Add a signature with the active key to every statement of a run, found as `verify_run` finds it.
+
+    What the end statement covers stays as it is: the copies in `chain/` of a finished run need no second signature.
+
+    Returns:
+        The key, and how many signatures were added.
+
+    Raises:
+        UserError: there is no such run, or no signing key.
+        StorageError: a statement does not verify or is not signed, or it cannot be written.
+    """
+    key, keyring = keys.load_key(), keys.load_keyring()
+    if key is None:
+        raise UserError("there is no signing key", fix="make one with `harness keygen`")
+    output = PROJECT / output
+    folder = Path(run) if _is_dir(Path(run)) else _folder(run, output, *_find(run, output))
+    paths = [(path, kind) for kind in provenance.KINDS if (path := folder / f"{kind}.envelope.json").exists()]
+    if not paths:
+        raise UserError("there is no statement in this folder", where=digests.shown(str(folder)))
+    if "end" not in [kind for _, kind in paths]:
+        checkpoints = (folder / "checkpoints").glob("step-*/checkpoint.envelope.json")
+        paths += [(path, "checkpoint") for path in sorted([*(folder / "chain").glob("step-*.json"), *checkpoints])]
+    return key, sum(provenance.resign(path, keyring, key, kind) for path, kind in paths)
 
 
 def compare_scores(signed: dict[str, float], found: dict[str, float]) -> list[Check]:
@@ -84,20 +149,49 @@ def _find(run: str, output: Path) -> tuple[FoundRun | None, str]:
         return None, str(error)
 
 
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL character
+        return False
+
+
+def _home(folder: Path) -> Path | None:
+    """The folder of runs in which this run's folder lies, or that of one of its checkpoints."""
+    place = folder.resolve()
+    if place.parent.name == "checkpoints":
+        place = place.parent.parent
+    return place.parent.parent if place.parent.name == "runs" else None
+
+
+def _within(runs: Path, name: str) -> Path | None:
+    """The folder of this name in the folder of runs; None for a name that leads elsewhere."""
+    try:
+        return runs / storage.safe_name(name)
+    except StorageError:
+        return None
+
+
 def _folder(run: str, output: Path, found: FoundRun | None, unread: str) -> Path:
     runs = output / "runs"
     known = [Path(found.tags["folder"])] if found and "folder" in found.tags else []
-    places = [*known, runs / (found.name if found else run)]
+    named = _within(runs, found.name if found else run)
+    places = [*known, *([named] if named else [])]
     for place in places:
-        if place.is_dir():
+        if _is_dir(place):
             return place
     if found:
         fix = "if it was moved: harness verify <its folder>"
-        raise UserError(f"the folder of run '{found.name}' is not there", where=str(places[0]), fix=fix)
-    names = [path.name for path in runs.iterdir() if path.is_dir()] if runs.is_dir() else []
+        where = str(places[0]) if places else str(runs)
+        raise UserError(f"the folder of run {_quoted(found.name)} is not there", where=where, fix=fix)
+    names = [path.name for path in runs.iterdir() if path.is_dir()] if _is_dir(runs) else []
     near = difflib.get_close_matches(run, names, n=1)
     fix = f"did you mean '{near[0]}'?" if near else "give the run's name, its MLflow id, or its folder"
-    raise UserError(f"no run is called '{run}'", where=str(runs), why=unread, fix=fix)
+    raise UserError(f"no run is called {_quoted(run)}", where=digests.shown(str(runs)), why=unread, fix=fix)
+
+
+def _quoted(name: str) -> str:
+    return f"'{name}'" if name.isprintable() else ascii(name)
 
 
 def _check_name(signed: object, asked: object) -> Check:
@@ -107,6 +201,48 @@ def _check_name(signed: object, asked: object) -> Check:
     if not digests.same(signed, asked):
         return Check("run", None, f"the statements are about {signed!r}, not {asked!r}: renamed, copied, or exchanged")
     return Check("run", True, f"the statements are about {signed!r}")
+
+
+def _check_entries(verdict: Verification, output: Path) -> list[Check]:
+    """Whether the statements are in the ledger; nothing where there are none to be entered."""
+    own = {kind: e for kind, e in verdict.envelopes.items() if kind != "checkpoint" and e.predicate is not None}
+    if not own:
+        return []
+    try:
+        found = ledger.check(output)
+    except StorageError as error:
+        return [Check("ledger", None, str(error), 5)]
+    if found is None:
+        return [Check("ledger", True, "there is none here: it cannot be shown that no run was left out")]
+    if found.problems:
+        return [Check("ledger", False, problem) for problem in found.problems]
+    entered = {entry.attestation for entry in found.entries}
+    absent = [kind for kind, envelope in own.items() if envelope.attestation_id not in entered]
+    if not absent:
+        return [Check("ledger", True, f"{' and '.join(own)} entered; {len(found.entries)} entries in order")]
+    began = [(envelope.predicate or {}).get("startedAt") for envelope in own.values()]
+    if found.entries and all(isinstance(time, str) and time < found.entries[0].time for time in began):
+        return [Check("ledger", True, "the run is older than the ledger")]
+    if verdict.folder is None or _home(verdict.folder) != output.resolve():
+        return [Check("ledger", True, "this folder lies elsewhere: it is not one of those that are entered here")]
+    return [
+        Check("ledger", None, f"the {' and the '.join(absent)} statement is not in it: copied here, or taken out of it")
+    ]
+
+
+def _check_entered(runs: Path, run: str, entered: dict[str, str]) -> Check:
+    """Whether the folder of a run holds the statements that the ledger names; who signed them is not asked here."""
+    name, folder = digests.shown(run), _within(runs, run)
+    if folder is None:
+        return Check(name, False, "no run can have this name")
+    if not _is_dir(folder):
+        return Check(name, None, f"entered ({' and '.join(entered)}), but its folder is gone")
+    for kind, attestation in entered.items():
+        found = provenance.open_envelope(folder / f"{digests.shown(kind)}.envelope.json", [])
+        if not digests.same(found.attestation_id, attestation):
+            what = "not the one that was entered" if found.attestation_id else "gone"
+            return Check(name, False, f"its {digests.shown(kind)} statement is {what}")
+    return Check(name, True, f"{' and '.join(entered)} as entered")
 
 
 def _check_scores(signed: Any, found: FoundRun) -> list[Check]:

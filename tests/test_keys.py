@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from harness import keys as keys_module
+from harness.chain import verify
 from harness.errors import StorageError, UserError
 from harness.keys import Key, key_file, keygen, load_key, load_keyring, read_key, take_key
-from harness.provenance import seal, verify
+from harness.provenance import seal
 
 KEY = Key(b"k" * 32)
 

@@ -26,8 +26,8 @@ LAYERS = [
         "device",
         "optim",
     ],
-    ["builtin", "memory", "processes", "provenance", "metric", "method", "tracker", "yaml_source", "latency"],
-    ["hub", "spool", "tracking_mlflow", "metrics", "methods"],
+    ["builtin", "ledger", "memory", "processes", "provenance", "metric", "method", "tracker", "yaml_source", "latency"],
+    ["chain", "hub", "spool", "tracking_mlflow", "metrics", "methods"],
     ["sources", "tracking_writer"],
     ["data", "tracking_sync"],
     ["tracking_worker"],
@@ -36,7 +36,7 @@ LAYERS = [
     ["tasks", "checkpoint", "gradients", "evaluate", "baselines", "compression"],
     ["train", "assembly", "verification"],
     ["fingerprint", "report", "selection", "deployment"],
-    ["plan", "replicates", "table", "variants"],
+    ["origins", "plan", "replicates", "table", "variants"],
     ["run"],
     ["command", "cli"],
 ]
@@ -44,7 +44,7 @@ DOORS = {
     "mlflow": {"tracking_mlflow", "tracking_writer"},
     "hydra": {"spec"},
     "omegaconf": {"spec"},
-    "yaml": {"yaml_source", "run", "table"},
+    "yaml": {"yaml_source", "run", "table", "origins"},
     "accelerate": {
         "memory",
         "processes",
