@@ -191,8 +191,7 @@ def test_what_was_not_signed_with_a_known_key_is_refused_unless_asked_for(
 
 def test_unsigned_checkpoints_are_accepted_without_a_key_or_when_asked_for(tmp_path: Path) -> None:
     checkpoints(tmp_path, key=None).save(snapshot(2))
-    for more in ({"keys": []}, {"insecure": True}):
-        found = checkpoints(tmp_path, **more).newest()  # type: ignore[arg-type]
+    for found in (checkpoints(tmp_path, keys=[]).newest(), checkpoints(tmp_path, insecure=True).newest()):
         assert found is not None
         assert found.step == 2
 

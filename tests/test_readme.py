@@ -50,11 +50,7 @@ def test_there_are_such_commands() -> None:
 
 def test_console_commands_exist() -> None:
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-<<<<<<< HEAD
     known |= {str(group.name) for group in app.registered_groups}
-=======
-    known |= {group.name for group in app.registered_groups if group.name}
->>>>>>> d169720 (Statements of a run form a chain that verify walks; a ledger of all runs; --deep; keys list, rotate, retire, resign)
     assert set(re.findall(r"^harness ([a-z]+)", TEXT, flags=re.MULTILINE)) == known
 
 
