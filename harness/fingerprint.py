@@ -30,7 +30,8 @@ class Statement:
         self, spec: Spec, seed: int, name: str, loaded: Loaded, accelerator: Accelerator, key: Key | None
     ) -> None:
         self._key = key
-        self._prev = ""
+        self.latest = ""
+        """The attestation id of the last statement: the next one follows it."""
         self._attempt = 1
         self.changes: list[str] = []
         """What is not as it was when the run began, and may be: after `resume`."""
@@ -57,7 +58,7 @@ class Statement:
 
     def start(self, folder: Path) -> None:
         """Seal what the run starts from, before training."""
-        self._prev = provenance.seal(folder, "start", self._common, self._key, subjects=_INPUTS)
+        self.latest = provenance.seal(folder, "start", self._common, self._key, subjects=_INPUTS)
 
     def resume(self, folder: Path, keys: Sequence[Key], *, insecure: bool = False) -> None:
         """Go on under the start statement that is there.
@@ -84,24 +85,24 @@ class Statement:
             for key in ("code", "world", "env")
             for name, before, now in _differences(envelope.predicate.get(key), self._common[key])
         ]
-        self._prev = envelope.attestation_id
+        self.latest = envelope.attestation_id
 
     def follow(self, statement: str, attempt: int | None = None) -> None:
         """Let the next statement follow this one; `attempt` counts the processes that worked on the run."""
-        self._prev, self._attempt = statement, attempt or self._attempt
+        self.latest, self._attempt = statement, attempt or self._attempt
 
     def checkpoint(self, folder: Path, step: int) -> str:
         """Seal the files of a checkpoint, chained to the statement before it; returns its attestation id.
 
         The next statement does not follow it before `follow` says that the checkpoint was committed.
         """
-        claim = {**self._common, "prev": self._prev, "step": step, "attempt": self._attempt, "savedAt": _now()}
+        claim = {**self._common, "prev": self.latest, "step": step, "attempt": self._attempt, "savedAt": _now()}
         return provenance.seal(folder, "checkpoint", claim, self._key)
 
     def end(self, folder: Path, scores: dict[str, float]) -> None:
         """Seal every file of the folder but its checkpoints, which go, and the scores."""
-        ending = {**self._common, "prev": self._prev, "attempt": self._attempt, "metrics": scores, "finishedAt": _now()}
-        provenance.seal(folder, "end", ending, self._key, exclude=["checkpoints"])
+        own = {"prev": self.latest, "attempt": self._attempt, "metrics": scores, "finishedAt": _now()}
+        self.latest = provenance.seal(folder, "end", {**self._common, **own}, self._key, exclude=["checkpoints"])
 
 
 def _differences(before: Any, now: dict[str, Any]) -> list[tuple[str, Any, Any]]:

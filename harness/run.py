@@ -27,6 +27,7 @@ from harness import (
     evaluate,
     faults,
     keys,
+    ledger,
     processes,
     provenance,
     registry,
@@ -223,6 +224,7 @@ def _run_seed(
             card = report.model_card(spec, loaded, assembled, name, own, ladder, scores, *told)
             report.write_card(card, folder)
             statement.end(folder, scores)
+            _enter(session, statement, "end", folder)
             if checkpoints:
                 checkpoints.clear()
             tracker.metrics(scores, selected.num_steps)
@@ -247,8 +249,14 @@ def _open_folder(
     else:
         _write_inputs(session, assembled, seed, folder)
         statement.start(folder)
+        _enter(session, statement, "start", folder)
     keep, say = session.spec.checkpoint.keep, session.terminal.say
     return Checkpoints(folder, keep, statement, session.keyring, insecure=session.insecure, notice=say)
+
+
+def _enter(session: _Session, statement: Statement, kind: str, folder: Path) -> None:
+    """Enter the latest statement in the ledger of all runs."""
+    ledger.append(session.output, ledger.Entry(statement.latest, kind, folder.name))
 
 
 def _newest(session: _Session, checkpoints: Checkpoints | None, statement: Statement) -> Snapshot | None:
@@ -311,7 +319,9 @@ def _start_tracker(session: _Session, name: str, parent: str | None = None, *, i
     if not session.accelerator.is_main_process:
         return Tracker()
     tags = {"spec": spec.name, "methods": "+".join(spec.methods) or "full_finetune", "folder": str(folder)}
-    return tracking.start(spec.tracking, session.output, spec.name, name, parent=parent, tags=tags, note=spec.story)
+    return tracking.start(
+        spec.tracking, session.output, spec.name, name, parent=parent, tags=tags, note=spec.story, resume=is_resumed
+    )
 
 
 def _record_inputs(session: _Session, assembled: Assembled, seed: int, tracker: Tracker) -> None:
@@ -356,4 +366,6 @@ def _say_result(
     )
     terminal.say(f"run     {name}, MLflow id {tracker.run_id or 'none: not recorded'}")
     terminal.say(f"folder  {folder}")
+    if tracker.problem:
+        terminal.say(f"NOTE    {tracker.problem}")
     terminal.say(f"signed  {signed_by}  Check it: harness verify {folder}")

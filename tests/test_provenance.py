@@ -20,12 +20,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import chain, digests, keys, ledger, provenance
+from harness import digests, keys, provenance
 from harness.chain import verify
 from harness.digests import identity
 from harness.errors import StorageError, UserError
 from harness.keys import Key
-from harness.provenance import Check, Verification, open_envelope, pae, resign, seal
+from harness.provenance import Check, Verification, open_envelope, pae, seal
 
 GOLDEN = Path(__file__).parent / "fixtures" / "fingerprint_v1"
 KEY, OTHER = Key(b"k" * 32), Key(b"o" * 32)
