@@ -7,9 +7,11 @@ it written anew. Without such a head it shows nothing about somebody who rewrite
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
+import stat
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -64,8 +66,10 @@ def append(output: Path, entry: Entry) -> str:
     path = output / NAME
     try:
         output.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        with closing(os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)) as file:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        with closing(FileIO(os.open(path, flags, 0o666), "r+")) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
             fcntl.flock(file, fcntl.LOCK_EX)
             return _append(file, entry)
     except OSError as error:

@@ -22,6 +22,7 @@ from harness.keys import Key, key_file, keygen, load_key, load_keyring, read_key
 from harness.provenance import seal
 
 KEY = Key(b"k" * 32)
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -33,9 +34,33 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def test_mac_of_rfc_4231_and_derivation() -> None:
-    found = hmac.digest(b"Jefe", b"what do ya want for nothing?", "sha256").hex()  # test case 2
-    assert found == "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+@pytest.mark.parametrize(
+    ("key", "message", "mac"),  # RFC 4231, test cases 1 to 4, 6 and 7
+    [
+        (b"\x0b" * 20, b"Hi There", "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7"),
+        (
+            b"Jefe", b"what do ya want for nothing?",
+            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843",
+        ),
+        (b"\xaa" * 20, b"\xdd" * 50, "773ea91e36800e46854db8ebd09181a72959098b3ef8c122d9635514ced565fe"),
+        (bytes(range(1, 26)), b"\xcd" * 50, "82558a389a443c0ea4cc819899f2083a85f0faa3e578f8077a2e3ff46729665b"),
+        (
+            b"\xaa" * 131, b"Test Using Larger Than Block-Size Key - Hash Key First",
+            "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54",
+        ),
+        (
+            b"\xaa" * 131,
+            b"This is a test using a larger than block-size key and a larger than block-size data. "
+            b"The key needs to be hashed before being used by the HMAC algorithm.",
+            "9b09ffa71b942fcb27635fbcd5b0e944bfdc63644f0713938a7f51535c3a35e2",
+        ),
+    ],
+)  # fmt: skip
+def test_mac_of_rfc_4231(key: bytes, message: bytes, mac: str) -> None:
+    assert hmac.digest(key, message, "sha256").hex() == mac
+
+
+def test_derivation() -> None:
     derived = hmac.new(KEY.master, b"harness/v1/sign", hashlib.sha256).digest()
     assert KEY.mac(b"message") == hmac.new(derived, b"message", hashlib.sha256).digest()
     assert KEY.keyid == hmac.new(KEY.master, b"harness/v1/key-id", hashlib.sha256).hexdigest()[:16]
@@ -81,6 +106,88 @@ def test_the_key_is_taken_out_of_the_environment(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError):
         take_key()
     assert "HARNESS_SIGNING_KEY" not in os.environ
+
+
+def test_no_process_shows_the_key_that_was_taken(tmp_path: Path) -> None:
+    """Nor do its children, forked or spawned, and git is not told on the way, before the key was taken."""
+    path = write_key(tmp_path / "repository/key", KEY)
+    (tmp_path / "repository/.git").mkdir()
+    fake = tmp_path / "bin/git"
+    fake.parent.mkdir()
+    fake.write_text(f"#!/bin/sh\ncat /proc/$$/environ > {tmp_path}/seen-by-git\nexit 1\n")
+    fake.chmod(0o755)
+    code = """
+import multiprocessing, os, subprocess
+from pathlib import Path
+from harness import keys
+
+def shown():
+    print(Path("/proc/self/environ").read_bytes().decode(errors="replace"), flush=True)
+
+assert len(keys.load_keyring()) == 2
+assert keys.take_key().master == b"o" * 32
+multiprocessing.get_context("fork").Process(target=shown).start()
+subprocess.run(["cat", "/proc/self/environ"], check=True)
+shown()
+"""
+    canary = Key(b"o" * 32).text
+    given = {"HARNESS_SIGNING_KEY": canary, "HARNESS_SIGNING_KEY_FILE": str(path), "PYTHONPATH": os.fspath(ROOT)}
+    environment = {**os.environ, **given, "PATH": f"{fake.parent}:{os.environ['PATH']}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.count("PYTHONPATH") == 3
+    assert canary not in done.stdout + done.stderr
+    assert "PYTHONPATH" in (tmp_path / "seen-by-git").read_text()
+    assert canary not in (tmp_path / "seen-by-git").read_text()
+
+
+def test_processes_that_do_not_sign_forget_the_key_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_SIGNING_KEY", "not even a key")
+    keys_module.forget()
+    assert "HARNESS_SIGNING_KEY" not in os.environ
+    keys_module.forget()
+
+
+def test_all_keys_are_listed_without_their_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert keys_module.listed() == []
+    first, second = keygen(), keygen(rotate=True)
+    found = keys_module.listed()
+    assert [(key.keyid, key.signs) for key in found] == [(second.keyid, True), (first.keyid, False)]
+    monkeypatch.setenv("HARNESS_SIGNING_KEY", KEY.text)
+    found = keys_module.listed()
+    assert [(key.keyid, key.signs) for key in found] == [
+        (KEY.keyid, True), (second.keyid, False), (first.keyid, False),
+    ]  # fmt: skip
+    assert found[0].place == "HARNESS_SIGNING_KEY"
+    assert not any(key.text in repr(found) for key in (KEY, first, second))
+
+
+def test_a_retired_key_verifies_and_signs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = keygen()
+    with pytest.raises(UserError, match=f"does not hold key 0123456789abcdef\n  fix: known: {key.keyid}"):
+        keys_module.retire("0123456789abcdef")
+    place = keys_module.retire(key.keyid)
+    assert stat.S_IMODE(place.stat().st_mode) == 0o600
+    assert load_key() is None
+    assert [known.keyid for known in load_keyring()] == [key.keyid]
+    with pytest.raises(UserError, match="retired already"):
+        keys_module.retire(key.keyid)
+    monkeypatch.setenv("HARNESS_SIGNING_KEY", KEY.text)
+    with pytest.raises(UserError, match="fix: unset HARNESS_SIGNING_KEY"):
+        keys_module.retire(KEY.keyid)
+
+
+def test_a_key_that_cannot_be_retired_is_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = keygen()
+
+    def fail(path: Path, key: Key) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(keys_module, "_replace", fail)
+    with pytest.raises(StorageError, match="No space left"):
+        keys_module.retire(key.keyid)
+    found = load_key()
+    assert found is not None
+    assert found.keyid == key.keyid
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660, 0o601, 0o700])
