@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ def verify_run(run: str, output: Path) -> Verified:
     Raises:
         UserError: there is no such run, several have this name, or a signing key cannot be used.
     """
-    output = PROJECT / output
-    is_folder = _is_dir(Path(run))
+    output = _outputs(output)
+    is_folder = bool(run) and _is_dir(Path(run))
     if is_folder:
         output = _home(Path(run)) or output  # the database that lies beside the folder's runs
         verdict = chain.verify(Path(run), keys.load_keyring())
@@ -83,7 +84,7 @@ def verify_ledger(output: Path, head: str = "") -> Verification:
         UserError: there is no ledger.
         StorageError: it cannot be read.
     """
-    output = PROJECT / output
+    output = _outputs(output)
     found = ledger.check(output)
     if found is None:
         raise UserError("there is no ledger", where=str(output / ledger.NAME), fix="name the folder of runs: --output")
@@ -115,7 +116,7 @@ def resign_run(run: str, output: Path) -> tuple[keys.Key, int]:
     key, keyring = keys.load_key(), keys.load_keyring()
     if key is None:
         raise UserError("there is no signing key", fix="make one with `harness keygen`")
-    output = PROJECT / output
+    output = _outputs(output)
     folder = Path(run) if _is_dir(Path(run)) else _folder(run, output, *_find(run, output))
     paths = [(path, kind) for kind in provenance.KINDS if (path := folder / f"{kind}.envelope.json").exists()]
     if not paths:
@@ -147,6 +148,18 @@ def _find(run: str, output: Path) -> tuple[FoundRun | None, str]:
         return tracking.find_run(None, output, run), ""
     except StorageError as error:
         return None, str(error)
+
+
+def _outputs(output: Path) -> Path:
+    """The folder of runs, there or not. Raises UserError for a name that no folder can have."""
+    place = PROJECT / output
+    try:
+        with suppress(FileNotFoundError):
+            place.lstat()
+    except (OSError, ValueError) as error:
+        why = digests.shown(str(error))
+        raise UserError("this cannot be a folder of runs", where="--output", why=why) from error
+    return place
 
 
 def _is_dir(path: Path) -> bool:

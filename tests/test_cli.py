@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 from harness import cli, keys, registry, spec
 from harness.cli import app
 from harness.keys import Key, keygen, load_key, load_keyring
+from harness.ledger import Entry, append
 from harness.provenance import seal
 from harness.tracking import Tracking, start
+from tests import sealed
 from tests.stores import QUIET
 
 pytestmark = QUIET
@@ -221,6 +223,88 @@ def test_verify_refuses_a_key_that_others_can_read(harness: Command, tmp_path: P
     keys.key_file().chmod(0o644)
     assert harness("verify", str(folder), "--output", str(tmp_path)) == 2
     assert "fix: chmod 600" in harness.err
+
+
+def test_verify_tells_the_chain(harness: Command, tmp_path: Path) -> None:
+    key = keygen()
+    folder = str(sealed.finished(tmp_path / "runs" / "lora", key))
+    assert harness("verify", folder, "--chain") == 0
+    lines = [line.split() for line in harness.out.splitlines()[:6]]
+    assert [line[:2] for line in lines] == [["ok", kind] for kind in ("start", *["checkpoint"] * 4, "end")]
+    assert [line[3] for line in lines[1:5]] == ["10", "15", "20", "25"]
+    assert all(key.keyid in line for line in lines)
+    assert "abandoned: the run went on from before it" in harness.out.splitlines()[3]
+    assert harness("verify", folder, "--chain", "--json") == 0
+    answer = json.loads(harness.out)
+    assert answer.keys() == {"exit_code", "verdict", "checks", "chain"}
+    assert answer["chain"][1] == {
+        "name": "chain/step-0000010.json", "kind": "checkpoint", "step": 10, "attempt": 1,
+        "time": "2026-01-02T03:05:00+00:00", "key": key.keyid, "ok": True, "detail": f"signed with key {key.keyid}",
+    }  # fmt: skip
+    (tmp_path / "runs/lora/chain/step-0000015.json").unlink()
+    assert harness("verify", folder, "--chain") == 1
+    assert re.search(r"(?m)^NO  checkpoint +step 25 .*the one before it is not here$", harness.out)
+
+
+def test_verify_a_single_checkpoint(harness: Command, tmp_path: Path) -> None:
+    sealed.interrupted(tmp_path / "runs" / "lora", keygen())
+    place = tmp_path / "runs/lora/checkpoints/step-0000020"
+    assert harness("verify", str(place)) == 0
+    assert "ok  chain: follows from the start of its run" in harness.out
+    (place / "progress.json").write_text("{}")
+    assert harness("verify", str(place)) == 1
+
+
+def test_verify_the_ledger(harness: Command, tmp_path: Path) -> None:
+    folder, here = tmp_path / "runs" / "lora", ("--output", str(tmp_path))
+    assert harness("verify", "--ledger", *here) == 2
+    begun = sealed.start(folder, keygen(), runId="lora")
+    head = append(tmp_path, Entry(begun, "start", "lora"))
+    assert harness("verify", "--ledger", *here) == 0
+    assert f"ok  ledger: 1 entries in order; head {head}" in harness.out
+    assert harness("verify", "--ledger", "--head", "0" * 64, *here, "--json") == 1
+    assert json.loads(harness.out)["checks"][1]["name"] == "head"
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["run", "--ledger"], ["--ledger", "--chain"], ["--ledger", "--deep"], ["run", "--head", "0"]]
+)
+def test_verify_needs_a_run_or_the_ledger(harness: Command, words: list[str]) -> None:
+    assert harness("verify", *words) == 2
+    assert "name a run" in harness.err
+
+
+# keys
+
+
+def test_keys_are_listed_rotated_and_retired(harness: Command) -> None:
+    assert harness("keys", "rotate") == 2
+    assert "there is no key to rotate" in harness.err
+    assert harness("keys", "list") == 0
+    assert "No key signs" in harness.out
+    old = keygen()
+    assert harness("keys", "rotate") == 0
+    new = load_key()
+    assert new
+    assert harness("keys", "list") == 0
+    lines = harness.out.splitlines()
+    assert lines[0].startswith(f"{new.keyid}  signs and verifies")
+    assert lines[1].startswith(f"{old.keyid}  verifies  ")
+    assert not any(key.text in harness.out for key in (old, new))
+    assert harness("keys", "retire", old.keyid) == 2
+    assert harness("keys", "retire", new.keyid) == 0
+    assert "unsigned until there is another key" in harness.out
+    assert load_key() is None
+    assert {key.keyid for key in load_keyring()} == {old.keyid, new.keyid}
+
+
+def test_keys_sign_a_run_again(harness: Command, tmp_path: Path) -> None:
+    folder = finished_run(tmp_path, "signed", keygen())
+    new = keygen(rotate=True)
+    assert harness("keys", "resign", str(folder)) == 0
+    assert harness.out == f"2 signatures added with key {new.keyid}\n"
+    assert harness("keys", "resign", "signed", "--output", str(tmp_path)) == 0
+    assert harness.out.startswith("0 signatures added")
 
 
 @pytest.mark.parametrize("name", registry.names("method"))

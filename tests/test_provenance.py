@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import stat
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import digests, keys, provenance
+from harness import chain, checkpoint, digests, fingerprint, keys, ledger, origins, provenance, verification
 from harness.chain import verify
 from harness.digests import identity
 from harness.errors import StorageError, UserError
@@ -217,6 +218,25 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, metrics: Any, cont
     assert verify(folder, [OTHER]).exit_code == (3 if secret != OTHER.master else 0)
 
 
+def test_sealing_does_not_depend_on_hash_seed_or_locale(tmp_path: Path) -> None:
+    """The same files and the same claims are the same bytes in every process."""
+    (tmp_path / "größe.txt").write_text("1,5")
+    code = """
+import sys; from pathlib import Path; from harness.keys import Key; from harness.provenance import seal
+seal(Path(sys.argv[1]), "end", {"b": {"ı": 1e-7, "a": [{"z": None}, "İ"]}, "a": 1.5}, Key(b"k" * 32))
+print((Path(sys.argv[1]) / "end.envelope.json").read_text())
+"""
+    environments = ({"PYTHONHASHSEED": "1", "LC_ALL": "C"}, {"PYTHONHASHSEED": "2", "LC_ALL": "tr_TR.UTF-8"})
+    command = [sys.executable, "-X", "utf8", "-c", code, str(tmp_path)]
+    root = Path(__file__).parent.parent
+    found = {
+        subprocess.run(command, env={**os.environ, **extra}, cwd=root, capture_output=True, check=True).stdout
+        for extra in environments
+    }
+    assert len(found) == 1
+    assert open_envelope(tmp_path / "end.envelope.json", [KEY]).check.ok
+
+
 def test_large_scores_come_back_as_they_were_signed(tmp_path: Path) -> None:
     """RFC 8785 writes the first as 57839528447838570, which is another number when read as an integer."""
     scores = {"test/tokens": 5.783952844783857e16, "test/perplexity": 1e20, "test/count": 2.0**53 - 1}
@@ -325,6 +345,10 @@ EDITS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "linked folder": (_link_folder, ["plots/loss.csv: missing", "plots: extra"]),
     "piped": (_pipe, ["plots/loss.csv: not a regular file"]),
     "terminal name": (lambda run: (run / "\x1b[2J").touch(), [r"'\\x1b\[2J': extra"]),
+    "moved": (lambda run: (run / "plots/loss.csv").rename(run / "loss.csv"), ["plots/loss.csv: missing", "loss.csv: "]),
+    "case changed": (lambda run: (run / "spec.yaml").rename(run / "Spec.yaml"), ["spec.yaml: m"] * 2 + ["Spec.yaml"]),
+    "truncated file": (lambda run: os.truncate(run / "plots/loss.csv", 3), ["plots/loss.csv: changed"]),
+    "grown file": (lambda run: os.truncate(run / "plots/loss.csv", 99), ["plots/loss.csv: changed"]),
     "no start": (lambda run: (run / "start.envelope.json").unlink(), ["chain: the start statement is missing"]),
     "linked nested envelope": (_link_nested_envelope, ["plots/checkpoint.envelope.json: extra"]),
     "linked envelope": (_link_envelope, ["end.envelope.json: not a regular file"]),
@@ -599,7 +623,7 @@ def test_digests_are_compared_in_constant_time() -> None:
         "attestation",
         "prev",
     }
-    for module in (provenance, digests, keys):
+    for module in (provenance, digests, keys, chain, ledger, verification, origins, fingerprint, checkpoint):
         for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
             if isinstance(node, ast.Compare) and any(isinstance(op, ast.Eq | ast.NotEq) for op in node.ops):
                 words = set(re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", ast.unparse(node)).lower()))
@@ -607,8 +631,9 @@ def test_digests_are_compared_in_constant_time() -> None:
 
 
 def test_an_auditor_reads_the_standard_library_and_one_small_package() -> None:
-    allowed = {*sys.stdlib_module_names, "rfc8785", "harness.errors", "harness.keys", "harness.digests"}
-    for module in (provenance, digests, keys):
+    own = {f"harness.{name}" for name in ("errors", "keys", "digests", "provenance")}
+    allowed = {*sys.stdlib_module_names, "rfc8785", *own}
+    for module in (provenance, digests, keys, chain, ledger):
         for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
             if isinstance(node, ast.ImportFrom):
                 names = {f"harness.{name.name}" for name in node.names} if node.module == "harness" else {node.module}

@@ -15,11 +15,15 @@ from typing import Any
 
 import pytest
 
-from harness.errors import UserError
+from harness import ledger
+from harness.chain import links as links_of
+from harness.errors import StorageError, UserError
 from harness.keys import Key
+from harness.ledger import Entry
 from harness.provenance import PAYLOAD_TYPE, Verification, pae, seal
 from harness.tracking import Tracking, start
-from harness.verification import compare_scores, sentence, verify_run
+from harness.verification import compare_scores, resign_run, sentence, verify_ledger, verify_run
+from tests import sealed
 from tests.stores import QUIET, closed_port, run_id
 
 pytestmark = QUIET
@@ -296,3 +300,139 @@ def test_another_run_in_the_place_of_this_one_does_not_verify(output: Path) -> N
     assert problems(verdict) == {
         "run": f"the statements are about '{better.name}', not '{worse.name}': renamed, copied, or exchanged"
     }
+
+
+# Ledger
+
+
+@pytest.fixture
+def entered(tmp_path: Path) -> Path:
+    """Two runs that are in the ledger of their folder; MLflow never heard of them."""
+    for name in ("lora-s1-aaaa", "lora-s2-bbbb"):
+        enter(tmp_path, name)
+    return tmp_path
+
+
+def enter(output: Path, name: str, key: Key | None = KEY) -> Path:
+    folder = output / "runs" / name
+    begun = sealed.start(folder, key, runId=name)
+    ledger.append(output, Entry(begun, "start", name))
+    ledger.append(output, Entry(sealed.end(folder, begun, key, runId=name), "end", name))
+    return folder
+
+
+def about_ledger(verdict: Verification) -> tuple[bool | None, str]:
+    (found,) = (check for check in verdict.checks if check.name == "ledger")
+    return found.ok, found.detail
+
+
+def test_a_run_is_looked_up_in_the_ledger(entered: Path) -> None:
+    verdict = verify_run(str(entered / "runs/lora-s1-aaaa"), entered)
+    assert verdict.exit_code == 0
+    assert about_ledger(verdict) == (True, "start and end entered; 4 entries in order")
+    whole = verify_ledger(entered)
+    assert whole.exit_code == 0
+    assert [check.name for check in whole.checks] == ["ledger", "lora-s1-aaaa", "lora-s2-bbbb"]
+
+
+def test_without_a_ledger_the_run_verifies_and_this_is_said(run: Run) -> None:
+    assert about_ledger(run.verify()) == (True, "there is none here: it cannot be shown that no run was left out")
+    with pytest.raises(UserError, match="there is no ledger"):
+        verify_ledger(run.output)
+
+
+def test_a_run_that_was_taken_out_of_the_ledger_or_never_entered(entered: Path) -> None:
+    claims: dict[str, Any] = {"runId": "better", "startedAt": "2999-01-01T00:00:00+00:00"}
+    begun = sealed.start(entered / "runs/better", KEY, **claims)
+    sealed.end(entered / "runs/better", begun, KEY, **claims)
+    verdict = verify_run(str(entered / "runs/better"), entered)
+    assert verdict.exit_code == 3
+    assert about_ledger(verdict) == (
+        None, "the start and the end statement is not in it: copied here, or taken out of it",
+    )  # fmt: skip
+    shutil.copytree(entered / "runs/better", entered / "copy")
+    assert verify_run(str(entered / "copy"), entered).exit_code == 0
+
+
+def test_a_run_that_is_older_than_the_ledger(entered: Path) -> None:
+    sealed.end(entered / "runs/old", sealed.start(entered / "runs/old", KEY), KEY)
+    assert about_ledger(verify_run(str(entered / "runs/old"), entered)) == (True, "the run is older than the ledger")
+
+
+def test_a_ledger_that_was_edited_shows_with_every_run(entered: Path) -> None:
+    path = entered / ledger.NAME
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], *lines[2:]]))
+    for verdict in (verify_run(str(entered / "runs/lora-s1-aaaa"), entered), verify_ledger(entered)):
+        assert verdict.exit_code == 1
+        assert "line 2 does not follow the line before it" in about_ledger(verdict)[1]
+
+
+def test_runs_that_are_gone_are_listed(entered: Path) -> None:
+    shutil.rmtree(entered / "runs/lora-s1-aaaa")
+    verdict = verify_ledger(entered)
+    assert verdict.exit_code == 3
+    assert problems(verdict) == {"lora-s1-aaaa": "entered (start and end), but its folder is gone"}
+
+
+def test_another_statement_than_the_one_that_was_entered(entered: Path) -> None:
+    """Whoever holds the key can sign a better run under the same name; the ledger still has the first."""
+    folder = entered / "runs/lora-s2-bbbb"
+    shutil.rmtree(folder)
+    begun = sealed.start(folder, KEY, runId="lora-s2-bbbb", note="second try")
+    assert problems(verify_ledger(entered)) == {"lora-s2-bbbb": "its start statement is not the one that was entered"}
+    sealed.end(folder, begun, KEY, runId="lora-s2-bbbb")
+    assert verify_ledger(entered).exit_code == 1
+    folder = entered / "runs/lora-s1-aaaa"
+    (folder / "end.envelope.json").unlink()
+    assert problems(verify_ledger(entered))["lora-s1-aaaa"] == "its end statement is gone"
+
+
+def test_a_head_that_was_kept_shows_a_ledger_that_was_cut_or_written_anew(entered: Path) -> None:
+    before = ledger.check(entered)
+    assert before is not None
+    enter(entered, "lora-s3-cccc")
+    assert verify_ledger(entered, before.head).exit_code == 0
+    path = entered / ledger.NAME
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
+    assert verify_ledger(entered).exit_code == 0
+    verdict = verify_ledger(entered, before.head)
+    assert verdict.exit_code == 1
+    assert "rewritten or cut off" in problems(verdict)["head"]
+
+
+def test_a_ledger_that_cannot_be_read(entered: Path) -> None:
+    (entered / ledger.NAME).unlink()
+    (entered / ledger.NAME).mkdir()
+    assert verify_run(str(entered / "runs/lora-s1-aaaa"), entered).exit_code == 5
+    with pytest.raises(StorageError, match="cannot read"):
+        verify_ledger(entered)
+
+
+# Signing again
+
+
+def test_a_run_is_signed_again_after_a_rotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = Key(b"n" * 32)
+    done, stopped = sealed.finished(tmp_path / "runs/done", KEY), tmp_path / "runs/stopped"
+    sealed.interrupted(stopped, KEY)
+    ring = tmp_path / "home/.config/harness/keys/keyring"
+    ring.mkdir(parents=True)
+    (ring / "old.key").write_text(KEY.text)
+    (ring / "old.key").chmod(0o600)
+    monkeypatch.setenv("HARNESS_SIGNING_KEY", new.text)
+    assert resign_run(str(done), tmp_path)[1] == 2
+    assert resign_run(str(stopped), tmp_path)[1] == 5
+    assert resign_run("done", tmp_path)[1] == 0
+    (ring / "old.key").unlink()
+    assert verify_run(str(done), tmp_path).exit_code == 0
+    assert all(link.ok for link in links_of(stopped, [new]))
+    assert verify_run(str(stopped / "checkpoints/step-0000020"), tmp_path).exit_code == 0
+
+
+def test_what_it_takes_to_sign_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no statement in this folder"):
+        resign_run(str(tmp_path), tmp_path)
+    monkeypatch.delenv("HARNESS_SIGNING_KEY")
+    with pytest.raises(UserError, match="no signing key"):
+        resign_run(str(tmp_path), tmp_path)
