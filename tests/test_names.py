@@ -25,8 +25,8 @@ EVIL = [
     "", ".", "..", "...", "../x", "../../etc/passwd", "a/../../x", "a/..", "a/.", "./a", "/etc/passwd", "//etc", "~",
     "~root", "a//b", "a/", "..\\x", "..\\..\\x", "C:\\x", "C:x", "\\\\host\\share", "..%2f..%2fx", "%2e%2e/x", "..;/x",
     "a\0b", "\0", "a\n", "\na", "a\r\n", "\t", "\x1b[2J", "a\x7f", "\u2025/x", "\uff0e\uff0e/x", "\u2024\u2024",
-    "a\u202eb", "\ud800", "a b", " a", "a ", "-rf", "--output=/", ".hidden", "a:b", "a*b", "a?b", "$HOME", "`id`", "$(id)",
-    "a;id", "a|b", "<a>", "'a'", '"a"', "ü", "a" * 65, "a" * 300,
+    "a\u202eb", "\ud800", "a b", " a", "a ", "-rf", "--output=/", ".hidden", "a:b", "a*b", "a?b", "$HOME", "`id`",
+    "$(id)", "a;id", "a|b", "<a>", "'a'", '"a"', "ü", "a" * 65, "a" * 300,
 ]  # fmt: skip
 PLAIN = ["CON", "NUL", "a..b", "a.", "lora-s1-ab12", "0", "a" * 64]
 """Odd elsewhere, and only letters here."""
