@@ -44,7 +44,7 @@ def verify_run(run: str, output: Path) -> Verified:
     its statements say which run it holds.
 
     Raises:
-        UserError: there is no such run, several have this name, or a signing key cannot be used.
+        UserError: there is no such run, or a signing key cannot be used.
     """
     output = _outputs(output)
     is_folder = bool(run) and _is_dir(Path(run))
@@ -52,12 +52,13 @@ def verify_run(run: str, output: Path) -> Verified:
         output = _home(Path(run)) or output  # the database that lies beside the folder's runs
         verdict = chain.verify(Path(run), keys.load_keyring())
         asked = (verdict.predicate("end") or {}).get("runId")
-        found, problem = _find(asked, output) if isinstance(asked, str) else (None, "")
+        found, problem = _find(asked, output) if isinstance(asked, str) else (None, None)
     else:
         found, unread = _find(run, output)
         verdict = chain.verify(_folder(run, output, found, unread), keys.load_keyring())
         asked = found.name if found else run
-        problem = unread or "MLflow does not know this run; set MLFLOW_TRACKING_URI if it was tracked elsewhere"
+        why = "MLflow does not know this run; set MLFLOW_TRACKING_URI if it was tracked elsewhere"
+        problem = unread or Check("scores in MLflow", None, why, 5)
     end = verdict.predicate("end")
     if end is not None:
         verdict.checks.append(_check_name(end.get("runId"), asked))
@@ -67,7 +68,7 @@ def verify_run(run: str, output: Path) -> Verified:
             why = "MLflow does not know this run here, so that no scores there were compared"
             verdict.checks.append(Check("folder alone", True, why))
         elif problem:
-            verdict.checks.append(Check("scores in MLflow", None, problem, 5))
+            verdict.checks.append(problem)
     verdict.checks += _check_entries(verdict, output)
     return Verified(**vars(verdict), output=output, mlflow_id=found.run_id if found else "")
 
@@ -142,12 +143,12 @@ def compare_scores(signed: dict[str, float], found: dict[str, float]) -> list[Ch
     return checks or [Check("scores in MLflow", True, f"{len(signed)} as signed")]
 
 
-def _find(run: str, output: Path) -> tuple[FoundRun | None, str]:
-    """The MLflow run, and why it cannot be looked for. Raises UserError if several have this name."""
+def _find(run: str, output: Path) -> tuple[FoundRun | None, Check | None]:
+    """The MLflow run, and why it cannot be told: the store cannot be read, or several have this name."""
     try:
-        return tracking.find_run(None, output, run), ""
-    except StorageError as error:
-        return None, str(error)
+        return tracking.find_run(None, output, run), None
+    except (StorageError, UserError) as error:
+        return None, Check("scores in MLflow", None, str(error), 5 if isinstance(error, StorageError) else 3)
 
 
 def _outputs(output: Path) -> Path:
@@ -185,7 +186,7 @@ def _within(runs: Path, name: str) -> Path | None:
         return None
 
 
-def _folder(run: str, output: Path, found: FoundRun | None, unread: str) -> Path:
+def _folder(run: str, output: Path, found: FoundRun | None, unread: Check | None) -> Path:
     runs = output / "runs"
     known = [Path(found.tags["folder"])] if found and "folder" in found.tags else []
     named = _within(runs, found.name if found else run)
@@ -198,9 +199,9 @@ def _folder(run: str, output: Path, found: FoundRun | None, unread: str) -> Path
         where = str(places[0]) if places else str(runs)
         raise UserError(f"the folder of run {_quoted(found.name)} is not there", where=where, fix=fix)
     names = [path.name for path in runs.iterdir() if path.is_dir()] if _is_dir(runs) else []
-    near = difflib.get_close_matches(run, names, n=1)
+    near, why = difflib.get_close_matches(run, names, n=1), unread.detail if unread else ""
     fix = f"did you mean '{near[0]}'?" if near else "give the run's name, its MLflow id, or its folder"
-    raise UserError(f"no run is called {_quoted(run)}", where=digests.shown(str(runs)), why=unread, fix=fix)
+    raise UserError(f"no run is called {_quoted(run)}", where=digests.shown(str(runs)), why=why, fix=fix)
 
 
 def _quoted(name: str) -> str:

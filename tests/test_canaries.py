@@ -71,15 +71,17 @@ def test_the_run_was_signed_with_the_key_and_says_so(done: Done) -> None:
 
 def test_no_secret_is_in_anything_the_run_left(done: Done) -> None:
     """Folder, database, artifacts, spool; base64 and quoting do not hide one. Payloads of statements are decoded."""
-    seen = 0
+    seen, masked = 0, False
     for path in done.output.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
             if path.name.endswith(".envelope.json"):
                 content += base64.b64decode(json.loads(content)["payload"])
             seen += 1
+            masked = masked or b"http://me:***@127.0.0.1" in content
             assert not [secret for secret in SECRETS if secret in content], path
     assert seen > 10
+    assert masked == ("server" in str(done.output))
 
 
 def test_no_secret_is_printed(done: Done) -> None:

@@ -91,7 +91,7 @@ def test_a_run_of_an_evil_name_in_mlflow_is_not_followed(tmp_path: Path, name: s
     (tmp_path / "runs").mkdir()
     found = FoundRun("0" * 32, name, "FINISHED", {}, {}, {})
     with pytest.raises(UserError, match="is not there"):
-        verification._folder("0" * 32, tmp_path, found, "")
+        verification._folder("0" * 32, tmp_path, found, None)
 
 
 @pytest.mark.parametrize("name", EVIL, ids=ascii)

@@ -179,6 +179,18 @@ def test_by_name_mlflow_is_expected_to_know_the_run(run: Run, tmp_path: Path) ->
     assert "set MLFLOW_TRACKING_URI" in problems(verdict)["scores in MLflow"]
 
 
+def test_two_runs_of_one_name_in_mlflow_do_not_hide_the_folder(run: Run) -> None:
+    """A run that was killed and went on as another run of MLflow: which scores are its own cannot be told."""
+    start(Tracking(), run.output, "lora", run.name).finish()
+    for way in (run.name, str(run.folder)):
+        verdict = verify_run(way, run.output)
+        assert verdict.exit_code == 3
+        assert "2 runs are called" in problems(verdict)["scores in MLflow"]
+    assert verify_run(run.mlflow_id, run.output).exit_code == 0
+    (run.folder / "card.md").write_text("")
+    assert run.verify().exit_code == 1
+
+
 def test_a_store_that_cannot_be_read_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{closed_port()}")
     for way in (run.name, str(run.folder)):
