@@ -33,7 +33,7 @@ LAYERS = [
     ["tracking_worker"],
     ["tracking"],
     ["liveness", "task", "spec"],
-    ["tasks", "checkpoint", "gradients", "evaluate", "baselines", "compression"],
+    ["tasks", "checkpoint", "gradients", "rollback", "evaluate", "baselines", "compression"],
     ["train", "assembly", "verification"],
     ["fingerprint", "report", "selection", "deployment"],
     ["origins", "plan", "replicates", "table", "variants"],
