@@ -7,19 +7,19 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from harness import evaluate, latency
+from harness import latency
 from harness.assembly import Assembled
 from harness.console import Terminal
+from harness.evaluate import Evaluator
 from harness.metric import Predictions
 from harness.spec import Spec
 from harness.task import Task
 
 
 def deploy(
-    spec: Spec, task: Task, assembled: Assembled, predictions: Predictions, accelerator: Accelerator,
+    spec: Spec, task: Task, assembled: Assembled, predictions: Predictions, evaluator: Evaluator,
     folder: Path, terminal: Terminal,
 ) -> dict[str, float]:  # fmt: skip
     """Save tokenizer and methods, merge a copy, measure; `predictions` are those of the test split.
@@ -35,11 +35,11 @@ def deploy(
     variants = {"model": model}
     if assembled.merges:
         variants = {"unmerged": model, "merged": merged(assembled)}
-        scores |= merge_changes(task, model, variants["merged"], predictions, accelerator)
+        scores |= merge_changes(task, model, variants["merged"], predictions, evaluator)
     if spec.latency.measure:
         settings = readable(spec.latency, model, terminal)
-        with accelerator.autocast():
-            rows = latency.measure(calls(variants), task.example, settings, accelerator.device)
+        with evaluator.accelerator.autocast():
+            rows = latency.measure(calls(variants), task.example, settings, evaluator.accelerator.device)
         latency.write(rows, folder / "latency")
         scores |= latency.as_metrics(rows)
     return scores
@@ -54,14 +54,12 @@ def merged(assembled: Assembled) -> nn.Module:
 
 
 def merge_changes(
-    task: Task, model: nn.Module, merged: nn.Module, before: Predictions, accelerator: Accelerator
+    task: Task, model: nn.Module, merged: nn.Module, before: Predictions, evaluator: Evaluator
 ) -> dict[str, float]:
     """What merging changes in the predictions of the test split, both computed with the same cuts on this process."""
-    rows, budget = range(len(before.labels)), evaluate.token_budget(accelerator.device)
-    with accelerator.autocast():
-        if accelerator.num_processes > 1:
-            before = task.predict(model, "test", rows, budget)
-        after = task.predict(merged, "test", rows, budget)
+    if evaluator.accelerator.num_processes > 1:
+        before = evaluator.predict_alone(model, task, "test")
+    after = evaluator.predict_alone(merged, task, "test")
     return {
         "merge/max_logit_difference": float(abs(after.scores - before.scores).max()),
         "merge/label_flips": float((after.predicted != before.predicted).sum()),

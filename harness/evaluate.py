@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import nn
 
+from harness import memory, processes
 from harness.metric import Metric, Predictions
 from harness.task import Task
 
@@ -20,28 +20,64 @@ GPU_TOKENS = 65_536
 
 
 class Evaluator:
-    """Predicts splits."""
+    """Predicts splits, in smaller pieces where memory runs out; training's micro-batches stay what they are."""
 
     def __init__(self, accelerator: Accelerator, notice: Callable[[str], None] = print) -> None:
         self.accelerator, self.notice = accelerator, notice
         self.tokens = token_budget(accelerator.device)
+        """Padded tokens per forward of this process; what once did not fit is not tried again."""
+        self.num_out_of_memory = 0
 
     def predict(self, model: nn.Module, task: Task, split: str) -> Predictions:
-        """Predictions for a whole split, in order, the same on every process; each process computes a part."""
-        accelerator = self.accelerator
-        rows, rank, world = task.num_rows(split), accelerator.process_index, accelerator.num_processes
-        mine = range(rank * rows // world, (rank + 1) * rows // world)
-        with accelerator.autocast():
-            part = task.predict(model, split, mine, self.tokens)
-        if world == 1:
-            return part
-        parts: list[Predictions] = gather_object([part])
-        return Predictions(
-            np.concatenate([p.labels for p in parts]),
-            np.concatenate([p.scores for p in parts]),
-            part.label_names,
-            [row for p in parts for row in p.rows],
-        )
+        """Predictions for a whole split, in order, the same on every process; each process computes a part.
+
+        Raises:
+            TrainingError: on all processes, if not even single texts fit into the memory of one.
+        """
+        rows, rank, world = task.num_rows(split), self.accelerator.process_index, self.accelerator.num_processes
+        part = self._predict(model, task, split, range(rank * rows // world, (rank + 1) * rows // world))
+        parts = [found for found in processes.gather(self.accelerator, part) if found is not None]
+        if len(parts) < world:
+            raise memory.exhausted("evaluation", 1, 0)
+        return parts[0] if world == 1 else _joined(parts)
+
+    def predict_alone(self, model: nn.Module, task: Task, split: str) -> Predictions:
+        """The same on this process only, without the others. Raises TrainingError."""
+        found = self._predict(model, task, split, range(task.num_rows(split)))
+        if found is None:
+            raise memory.exhausted("evaluation", 1, 0)
+        return found
+
+    def _predict(self, model: nn.Module, task: Task, split: str, rows: range) -> Predictions | None:
+        """Predictions for these rows, started afresh after every failure; None if single texts do not fit."""
+        while True:
+            found = self._attempt(model, task, split, rows)
+            if found is not None:
+                return found
+            memory.release()
+            self.num_out_of_memory += 1
+            if self.tokens == 1:
+                return None
+            before, self.tokens = self.tokens, self.tokens // 2
+            self.notice(f"NOTE out of memory in evaluation: {before} -> {self.tokens} tokens at once, {split} again")
+
+    def _attempt(self, model: nn.Module, task: Task, split: str, rows: range) -> Predictions | None:
+        try:
+            with self.accelerator.autocast():
+                return task.predict(model, split, rows, self.tokens)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
+                raise
+            return None
+
+
+def _joined(parts: list[Predictions]) -> Predictions:
+    return Predictions(
+        np.concatenate([p.labels for p in parts]),
+        np.concatenate([p.scores for p in parts]),
+        parts[0].label_names,
+        [row for p in parts for row in p.rows],
+    )
 
 
 def token_budget(device: torch.device) -> int:

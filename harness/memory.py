@@ -44,9 +44,10 @@ def release() -> None:
 def exhausted(what: str, rows: int, longest: int) -> TrainingError:
     """The error of a run that cannot be cut smaller: `what` ran out of memory at `rows` texts of `longest` tokens.
 
-    The shape is left out where `rows` is 0, because no batch is to blame.
+    What is 0 is not said: no batch is to blame, or the length is not known.
     """
-    shape = f" with {rows} x {longest} tokens (batch x longest text)" if rows else ""
+    size = f"{rows} x {longest} tokens (batch x longest text)" if longest else f"{rows} text at a time"
+    shape = f" with {size}" if rows else ""
     free = ", ".join(f"{size / 1024**3:.2f} GiB free {where}" for where, size in _free().items())
     return TrainingError(
         f"out of memory in {what}{shape}",

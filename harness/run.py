@@ -199,18 +199,19 @@ def _run_seed(
 
         metrics: dict[str, Metric] = {n: registry.build("metric", n, s) for n, s in spec.metrics.items()}
         shared = spec, loaded.task, assembled, metrics, accelerator, tracker, terminal
-        selected = Selection(*shared, checkpoints, lock).select(seed, snapshot)
+        evaluator = evaluate.Evaluator(accelerator, terminal.say)
+        selected = Selection(*shared, checkpoints, lock, evaluator).select(seed, snapshot)
         if accelerator.is_main_process:  # what is judged is what was written
             checkpoint.save(selected.state, folder / "weights")
             selected.state = checkpoint.load(folder / "weights")
         checkpoint.restore(assembled.model, selected.state)
 
         faults.point("report")
-        predictions = evaluate.Evaluator(accelerator, terminal.say).predict(assembled.model, loaded.task, "test")
+        predictions = evaluator.predict(assembled.model, loaded.task, "test")
         scores = evaluate.score(predictions, metrics, "test") | _effort(spec, selected)
         if accelerator.is_main_process:
             evaluate.write(predictions, metrics, folder / "test")
-            scores |= deployment.deploy(spec, loaded.task, assembled, predictions, accelerator, folder, terminal)
+            scores |= deployment.deploy(spec, loaded.task, assembled, predictions, evaluator, folder, terminal)
             compressed = variants.judge(spec, loaded.task, assembled, metrics, accelerator, folder, terminal)
             scores |= compressed.scores
             if spec.evaluation.baselines and not session.yardsticks:

@@ -54,12 +54,13 @@ class Selection:
         self, spec: Spec, task: Task, assembled: Assembled, metrics: dict[str, Metric],
         accelerator: Accelerator, tracker: Tracker, terminal: Terminal,
         checkpoints: Checkpoints | None = None, lock: RunLock | None = None,
+        evaluator: evaluate.Evaluator | None = None,
     ) -> None:  # fmt: skip
         """`checkpoints` and `lock` are those of the first process; the others have none."""
         self.spec, self.task, self.assembled, self.metrics = spec, task, assembled, metrics
         self.accelerator, self.tracker, self.terminal = accelerator, tracker, terminal
         self.checkpoints, self.lock = checkpoints, lock
-        self.evaluator = evaluate.Evaluator(accelerator, terminal.say)
+        self.evaluator = evaluator or evaluate.Evaluator(accelerator, terminal.say)
         self.found = Selected()
         self.waiting: list[train.Step] = []
         self.per_epoch = task.num_batches(spec.train.batch_size)

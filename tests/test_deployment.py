@@ -10,6 +10,7 @@ from torch import nn
 
 from harness.console import Terminal
 from harness.deployment import merge_changes, readable
+from harness.evaluate import Evaluator
 from harness.latency import Latency
 from harness.metric import Predictions
 from tests.toys import ToyTask, classifier
@@ -44,5 +45,5 @@ def test_merge_changes_are_the_largest_difference_and_the_flipped_labels() -> No
     with torch.no_grad():
         merged.logits.copy_(torch.tensor([[1.0, 0.25], [0.1, 0.2], [0.5, 2.0]]))
     before = FixedTask().predict(model, "test", range(3), 1)
-    changes = merge_changes(FixedTask(), model, merged, before, Accelerator(cpu=True))
+    changes = merge_changes(FixedTask(), model, merged, before, Evaluator(Accelerator(cpu=True)))
     assert changes == {"merge/max_logit_difference": 0.5, "merge/label_flips": 1.0}

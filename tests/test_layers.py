@@ -52,7 +52,6 @@ DOORS = {
         "train",
         "evaluate",
         "selection",
-        "deployment",
         "variants",
         "run",
         "fingerprint",
