@@ -42,9 +42,7 @@ class Spool:
         lines = [message] if head == self._described else [head, message]
         content = b"".join(json.dumps(line, default=str).encode() + b"\n" for line in lines)
         with self._lock:
-            if self._descriptor is None:
-                self._hold()
-            _append(self._descriptor or 0, content)
+            _append(self._descriptor if self._descriptor is not None else self._hold(), content)
             self._described = head
             self.kinds.add(message["kind"])
 
@@ -66,7 +64,7 @@ class Spool:
                 os.close(self._descriptor)
             self._descriptor = self._described = None
 
-    def _hold(self) -> None:
+    def _hold(self) -> int:
         folder, number = self.path.parent, 1
         folder.mkdir(parents=True, exist_ok=True)
         while (descriptor := _locked(self.path, os.O_CREAT)) is None:
@@ -76,6 +74,7 @@ class Spool:
         if size and os.pread(descriptor, 1, size - 1) != b"\n":  # the last writer was killed within a line
             _append(descriptor, b"\n")
         self._descriptor = descriptor
+        return descriptor
 
 
 @contextmanager
