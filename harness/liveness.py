@@ -49,6 +49,8 @@ def look(folder: Path, name: str) -> Life:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return Life(True, f"process {pid} on {host} lives")
+        except OSError:  # a file system without locks: only the time of the file can tell
+            host = "an unknown host"
         if host != socket.gethostname() and time.time() - touched < _STALE_SECONDS:
             return Life(True, f"process {pid} on {host} was there less than ten minutes ago")
         return Life(False, f"process {pid} on {host} is gone", int(touched * 1000))
@@ -89,10 +91,18 @@ def reap(folder: Path, uri: str | None = None, *, force: bool = False) -> Iterat
             yield run.name, "left alone: records of it wait for `harness sync`"
             continue
         life = look(folder, run.name)
-        if life.is_alive or (life.is_alive is None and not force):
+        if not _is_from(folder, run, _store(folder, uri) or ""):
+            yield run.name, f"left alone: it belongs to {run.tags['folder']}"
+        elif life.is_alive or (life.is_alive is None and not force):
             yield run.name, f"left alone: {life.why}" + (" (--force ends it)" if life.is_alive is None else "")
         else:
             yield run.name, f"{_end(folder, uri, run, life.last_seen)}: {life.why}"
+
+
+def _is_from(folder: Path, run: FoundRun, store: str) -> bool:
+    """False for a run on a shared server that says it lies in another runs folder, whatever is called the same here."""
+    place = run.tags.get("folder")
+    return sqlite_path(store) is not None or not place or Path(place).resolve().is_relative_to(folder.resolve())
 
 
 def _end(folder: Path, uri: str | None, run: FoundRun, last_seen: int | None) -> str:

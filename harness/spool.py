@@ -136,6 +136,8 @@ def _locked(path: Path, more: int = 0) -> int | None:
         except BlockingIOError:
             os.close(descriptor)
             return None
+        except OSError:  # a file system without locks, as some clusters have: better unlocked than lost
+            return descriptor
         with suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor

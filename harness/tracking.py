@@ -68,10 +68,10 @@ class TensorBoardTracker(Tracker):
         return self._problem
 
     def record(self, message: Message) -> None:
-        """Write a message at once. A full disk costs one warning, not the run."""
+        """Write a message at once. A full disk, or whatever else fails, costs one warning, not the run."""
         try:
             self._write(message["kind"], message)
-        except OSError as error:
+        except Exception as error:
             if not self._problem:
                 self._problem = f"TensorBoard's files in {self._folder} are incomplete: {first_line(error)}"
                 warn(self._problem)

@@ -139,7 +139,7 @@ class MLflowTracker(Tracker):
         if not self._spool.kinds:
             return ""
         why = f" ({self._why})" if self._why else ""
-        kept = ", ".join(sorted(self._spool.kinds))
+        kept = ", ".join(sorted(self._spool.kinds - {"damaged"}))
         return f"not everything is in MLflow{why}: {kept} kept in {self._spool.path}; send it with: {self._command()}"
 
     def _command(self) -> str:
@@ -249,8 +249,9 @@ class MLflowTracker(Tracker):
         try:
             writer = self._ready()
             self._why = "; ".join(replay(writer, self._spool.path))
-            if not self._why and not self._is_given_up:
-                self._spool.retire()
+            with self._handing:
+                if not (self._why or self._is_given_up):
+                    self._spool.retire()
         except Exception as error:  # the spool stays
             self._why = first_line(error)
 

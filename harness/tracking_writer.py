@@ -90,12 +90,21 @@ def open_run(target: Target, again: bool = False) -> RunWriter:
 def _existing(client: MlflowClient, experiment: str, target: Target) -> Run | None:
     """The target's run; empty twins that began at the same millisecond are deleted."""
     named = runs_named(client, [experiment], target.name)
-    found = [run for run in named if target.resume or run.info.start_time == target.time]
-    found.sort(key=lambda run: (run.data.tags.get("folder") == target.tags.get("folder"), _size(run)), reverse=True)
+    found = [run for run in named if run.info.start_time == target.time or (target.resume and _is_ours(run, target))]
+    found.sort(key=lambda run: (_has_same(run, target, "folder"), _size(run)), reverse=True)
     for twin in found[1:]:
         if twin.info.start_time == found[0].info.start_time and not _size(twin):
             client.delete_run(twin.info.run_id)
     return client.get_run(found[0].info.run_id) if found else None
+
+
+def _is_ours(run: Run, target: Target) -> bool:
+    """False for a run of the same name that another person made in another folder: servers are shared."""
+    return _has_same(run, target, "folder") or _has_same(run, target, "mlflow.user")
+
+
+def _has_same(run: Run, target: Target, tag: str) -> bool:
+    return tag not in target.tags or run.data.tags.get(tag, target.tags[tag]) == target.tags[tag]
 
 
 def _size(run: Run) -> int:

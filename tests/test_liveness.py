@@ -15,6 +15,7 @@ import pytest
 
 from harness import liveness
 from harness.liveness import list_runs, look, reap
+from harness.tracking_mlflow import FoundRun
 from tests.stores import QUIET, begin, client, closed_port, run_id
 
 pytestmark = QUIET
@@ -91,6 +92,27 @@ def test_reap_ends_what_was_killed_and_nothing_else(folder: Path) -> None:
         assert [status(name) for name in names] == ["KILLED", "RUNNING", "KILLED", "RUNNING", "FINISHED"]
 
 
+def test_runs_of_other_people_on_a_shared_server_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    found = [FoundRun(name, name, "RUNNING", {"folder": f"{place}/runs/{name}"}, {}, {}) for name, place in
+             (("theirs", "/home/other/mlruns"), ("ours", tmp_path))]  # fmt: skip
+    monkeypatch.setattr(liveness, "every_run", lambda client: iter(found))
+    monkeypatch.setattr(liveness, "connect", lambda uri, folder: None)
+
+    def end(folder: Path, uri: str, run: FoundRun, last_seen: int) -> str:
+        ended.append(run.name)
+        return "KILLED"
+
+    monkeypatch.setattr(liveness, "_end", end)
+    for name in ("theirs", "ours"):
+        lock(tmp_path, name)
+    told = dict(reap(tmp_path, "http://127.0.0.1:5000", force=True))
+    assert ended == ["ours"]
+    assert told["theirs"] == "left alone: it belongs to /home/other/mlruns/runs/theirs"
+
+
 def test_a_run_that_ended_by_itself_meanwhile_keeps_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     identity = running(folder, "quick")
     lock(folder, "quick")
@@ -115,7 +137,8 @@ def test_list_tells_status_and_folder(folder: Path, tmp_path: Path) -> None:
     assert found["listed"] == ("FINISHED", True)
     assert found["moved"] == ("FAILED", False)
     assert all(run.time >= before for run, _ in list_runs(folder) if run.name in ("listed", "moved"))
-    assert list(list_runs(tmp_path)) == list(reap(tmp_path)) == []
+    assert list(list_runs(tmp_path)) == []
+    assert list(reap(tmp_path)) == []
     assert not list(tmp_path.iterdir()), "looking does not create a database"
 
 

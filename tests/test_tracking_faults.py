@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,12 @@ def server(module_server: Faulty, monkeypatch: pytest.MonkeyPatch) -> Iterator[F
     module_server.start()
     yield module_server
     module_server.fault = lambda path: None
+
+
+def first_of(request: str, *faults: str | None) -> Callable[[str], str | None]:
+    """These faults for the first requests of this kind."""
+    left = iter(faults)
+    return lambda path: next(left, None) if path.endswith(request) else None
 
 
 def begin(server: Faulty, folder: Path, **more: Any) -> Tracker:
@@ -102,8 +108,7 @@ def test_a_run_whose_creation_was_not_answered_is_created_once(
     """F28: once with the HTTP client asking again by itself, once with our own second attempt."""
     for retries in ("0", "1"):
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", retries)
-        creations = iter(["swallow"])
-        server.fault = lambda path, left=creations: next(left, None) if path.endswith("runs/create") else None
+        server.fault = first_of("runs/create", "swallow")
         folder = tmp_path / f"retries{retries}"
         tracker = begin(server, folder)
         record(tracker)
@@ -178,8 +183,7 @@ def test_a_replay_that_fails_half_way_goes_on_where_it_stopped(server: Faulty, t
     tracker.finish()
     server.start()
     for faults in ([None, "swallow"], ["refuse"]):
-        calls = iter(faults)
-        server.fault = lambda path, left=calls: next(left, None) if path.endswith("log-batch") else None
+        server.fault = first_of("log-batch", *faults)
         [told] = sync(tmp_path)
         assert not told.is_sent
     [told] = sync(tmp_path)

@@ -63,9 +63,28 @@ def test_resuming_a_run_that_mlflow_does_not_have_begins_it(folder: Path) -> Non
     assert client(folder).get_run(run_id(tracker)).data.metrics == {"train/loss": 1.0}
 
 
+def test_a_run_of_the_same_name_that_somebody_else_made_is_not_continued(folder: Path) -> None:
+    """A server is shared; a moved folder of one's own is no reason to begin anew."""
+    theirs = begin(folder, "shared", tags={"folder": "/a", "mlflow.user": "them"})
+    theirs.finish()
+    for place, user, is_continued in (("/b", "me", False), ("/a", "me", True), ("/b", "them", True)):
+        mine = begin(folder, "shared", tags={"folder": place, "mlflow.user": user}, resume=True)
+        mine.finish()
+        assert (run_id(mine) == run_id(theirs)) == is_continued
+        if not is_continued:
+            client(folder).delete_run(run_id(mine))
+
+
 def test_a_killed_run_that_mlflow_never_saw_keeps_its_start(folder: Path) -> None:
     """F28: its spool and the resumed attempt become one run, which began when the first attempt did."""
-    head = {"kind": "run", "run_id": None, "experiment": "exp", "name": "late", "tags": {}, "time": 1000}
+    head: dict[str, Any] = {
+        "kind": "run",
+        "run_id": None,
+        "experiment": "exp",
+        "name": "late",
+        "tags": {},
+        "time": 1000,
+    }
     head |= {"uri": f"sqlite:///{folder / 'mlflow.db'}", "resume": False}
     lines = [
         head,
