@@ -151,6 +151,24 @@ def test_a_server_that_dies_in_the_middle_and_comes_back(server: Faulty, tmp_pat
     assert_complete(server, tmp_path)
 
 
+def test_replaying_does_not_bring_back_older_tags(server: Faulty, tmp_path: Path) -> None:
+    """F28: the first note was kept while the server was down, the second one was sent."""
+    server.stop()
+    tracker = begin(server, tmp_path)
+    assert tracker.wait_open(5) is None
+    record(tracker)
+    tracker.tags({"note": "old", "only": "x"})
+    spool = tmp_path / "spool" / f"{tmp_path.name}.jsonl"
+    while '"old"' not in (spool.read_text() if spool.exists() else ""):
+        time.sleep(0.01)
+    server.start()
+    time.sleep(0.2)
+    tracker.tags({"note": "new"})
+    tracker.finish()
+    run = assert_complete(server, tmp_path)
+    assert (run.data.tags["note"], run.data.tags["only"]) == ("new", "x")
+
+
 def test_sync_sends_what_a_dead_server_did_not_take(server: Faulty, tmp_path: Path) -> None:
     """F26, F28: the run ends without its server; `harness sync` is tried too early, then again, then once more."""
     (tmp_path / "plots").mkdir()
