@@ -7,24 +7,21 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections import deque
 from pathlib import Path
-from threading import Condition, Event, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 from harness.errors import UserError
 from harness.spool import Spool
 from harness.storage import PROJECT
 from harness.tracker import Message, Tracker, first_line, warn
-from harness.tracking_mlflow import METRICS_PER_BATCH, is_server, probe, safe_part, without_password
+from harness.tracking_mlflow import is_server, probe, safe_part, without_password
+from harness.tracking_queue import Queue
 from harness.tracking_sync import describe, is_down, replay
-from harness.tracking_writer import Point, RunWriter, Target, files, open_run, points_of
+from harness.tracking_writer import RunWriter, Target, files, open_run, points_of
 
-_STEPS_PER_BATCH, _BATCH_SECONDS = 50, 5.0
 _PAUSE_SECONDS = 60.0
 """How long a store that failed is left alone."""
-_MAX_WAITING = 50_000
-"""How many points may wait in memory; what is more goes into the spool."""
 _FINISH_SECONDS, _BYTES_PER_SECOND = 60.0, 1 << 20
 """How long the end of a run waits for a slow store: a minute, and a second more for every MiB of artifacts."""
 
@@ -42,14 +39,7 @@ class MLflowTracker(Tracker):
         self._thread = Thread(target=self._work, name="tracking", daemon=True)
         self._opened = Event()
         self._writer: RunWriter | None = None
-        self._handing = Condition()
-        """Held while messages change hands, never while something is sent."""
-        self._queue: deque[Message] = deque()
-        self._points: list[Point] = []
-        self._steps, self._oldest = 0, 0.0
-        self._outbox: deque[Message] = deque()
-        """What is due, in order; the first message may be on its way."""
-        self._waiting = 0
+        self._queue, self._ending = Queue(), Lock()
         self._is_finished = self._is_given_up = self._has_warned = False
         self._failure: Exception | None = None
         self._closed_until, self._allowance = 0.0, _FINISH_SECONDS
@@ -78,13 +68,7 @@ class MLflowTracker(Tracker):
         """Queue a message, or keep it in the spool if too many wait already."""
         if self._is_given_up:
             return
-        with self._handing:
-            has_room = self._waiting < _MAX_WAITING or message["kind"] in ("flush", "finish")
-            if has_room:
-                self._waiting += _count(message)
-                self._queue.append(message)
-                self._handing.notify()
-        if not has_room:
+        if not self._queue.put(message):
             self._warn("the tracking store is slow")
             self._keep(message)
 
@@ -122,12 +106,9 @@ class MLflowTracker(Tracker):
 
     def _give_up(self) -> None:
         """Keep what the thread has not sent. What is on its way may arrive all the same: replaying compares."""
-        with self._handing:
+        with self._ending:
             self._is_given_up = True
-            self._gather_all()
-            rest = list(self._outbox)
-            self._handing.notify()
-        for message in rest:
+        for message in self._queue.close():
             self._keep(message)
         self._spool.close()
         self._has_warned = False
@@ -160,8 +141,11 @@ class MLflowTracker(Tracker):
             self._claim()
             self._deliver({"kind": "open"})
             self._opened.set()
-            while self._collect() and self._send_outbox():
-                pass
+            while (message := self._next()) and message["kind"] != "finish":
+                self._deliver(message)
+                self._queue.done()
+            if message:
+                self._end(message)
         except Exception as error:  # a mistake of ours costs the record, not the run
             self._lose(error)
         finally:
@@ -174,63 +158,12 @@ class MLflowTracker(Tracker):
         except OSError as error:
             self._lose(error)
 
-    def _collect(self) -> bool:
-        """Wait until something is due and put it into the outbox; False if nobody waits for that any more."""
-        with self._handing:
-            while not self._outbox and not self._is_given_up:
-                if self._queue:
-                    self._gather(self._queue.popleft())
-                    continue
-                wait = self._oldest + _BATCH_SECONDS - time.monotonic() if self._points else None
-                if wait is not None and (wait <= 0 or self._steps >= _STEPS_PER_BATCH):
-                    self._flush()
-                else:
-                    self._handing.wait(wait)
-            return not self._is_given_up
-
-    def _gather_all(self) -> None:
-        while self._queue:
-            self._gather(self._queue.popleft())
-        self._flush()
-
-    def _gather(self, message: Message) -> None:
-        """Add metrics to those that wait for a batch; anything else goes out behind them."""
-        if message["kind"] != "metrics":
-            self._flush()
-            self._outbox.extend([message] if message["kind"] != "flush" else [])
-            return
-        if not self._points:
-            self._oldest = time.monotonic()
-        try:
-            self._points += points_of(message)
-        except (TypeError, ValueError) as error:
-            self._lose(error)
-        self._steps += 1
-        if len(self._points) >= METRICS_PER_BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
-        points, self._points, self._steps = self._points, [], 0
-        for start in range(0, len(points), METRICS_PER_BATCH):
-            self._outbox.append({"kind": "metrics", "points": points[start : start + METRICS_PER_BATCH]})
-
-    def _send_outbox(self) -> bool:
-        """Handle what is due; False after the end of the run."""
-        is_over = False
+    def _next(self) -> Message | None:
         while True:
-            with self._handing:
-                if self._is_given_up or not self._outbox:
-                    return not (self._is_given_up or is_over)
-                message = self._outbox[0]
-            if message["kind"] == "finish":
-                self._end(message)
-                is_over = True
-            else:
-                self._deliver(message)
-            with self._handing:
-                if not self._is_given_up:
-                    self._outbox.popleft()
-                    self._waiting -= _count(message)
+            try:
+                return self._queue.next()
+            except (TypeError, ValueError, KeyError) as error:  # a message that cannot be read
+                self._lose(error)
 
     def _end(self, message: Message) -> None:
         """End the run in the store; if something was kept, send that first, and remove the spool if it all arrived."""
@@ -241,7 +174,7 @@ class MLflowTracker(Tracker):
             self._keep(message)
         if self._spool.kinds and time.monotonic() >= self._closed_until:
             self._replay()
-        with self._handing:
+        with self._ending:
             if not self._spool.kinds and not self._is_given_up:
                 self._spool.remove()
 
@@ -249,7 +182,7 @@ class MLflowTracker(Tracker):
         try:
             writer = self._ready()
             self._why = "; ".join(replay(writer, self._spool.path))
-            with self._handing:
+            with self._ending:
                 if not (self._why or self._is_given_up):
                     self._spool.retire()
         except Exception as error:  # the spool stays
@@ -305,9 +238,3 @@ class MLflowTracker(Tracker):
         if not self._lost:
             warn(f"records of this run are lost, neither sent nor kept in {self._spool.path}: {first_line(error)}")
         self._lost = first_line(error)
-
-
-def _count(message: Message) -> int:
-    if message["kind"] == "metrics":
-        return len(message["points"] if "points" in message else message["values"])
-    return int(message["kind"] != "flush")

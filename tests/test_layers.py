@@ -29,7 +29,7 @@ LAYERS = [
     ["builtin", "ledger", "memory", "processes", "provenance", "metric", "method", "tracker", "yaml_source", "latency"],
     ["chain", "hub", "spool", "tracking_mlflow", "metrics", "methods"],
     ["sources", "tracking_writer"],
-    ["data", "tracking_sync"],
+    ["data", "tracking_queue", "tracking_sync"],
     ["tracking_worker"],
     ["tracking"],
     ["liveness", "task", "spec"],

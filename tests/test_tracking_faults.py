@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness import tracking_worker
+from harness import tracking_queue, tracking_worker
 from harness.spool import read
 from harness.tracker import Tracker
 from harness.tracking import Tracking, start
@@ -32,7 +32,7 @@ def module_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
 
 @pytest.fixture
 def server(module_server: Faulty, monkeypatch: pytest.MonkeyPatch) -> Iterator[Faulty]:
-    monkeypatch.setattr(tracking_worker, "_BATCH_SECONDS", 0.05)
+    monkeypatch.setattr(tracking_queue, "_BATCH_SECONDS", 0.05)
     monkeypatch.setattr(tracking_worker, "_PAUSE_SECONDS", 0.1)
     module_server.stop()
     module_server.start()
@@ -213,13 +213,13 @@ def test_a_slow_server_is_not_waited_for_and_memory_is_bounded(
     server: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """F27: what is too much for memory, and what is left at the end, goes into the spool."""
-    monkeypatch.setattr(tracking_worker, "_MAX_WAITING", 20)
+    monkeypatch.setattr(tracking_queue, "_MAX_WAITING", 20)
     monkeypatch.setattr(tracking_worker, "_FINISH_SECONDS", 0.5)
     tracker: Any = begin(server, tmp_path)
     assert tracker.wait_open(30)
     server.fault = lambda path: 3.0
     record(tracker)
-    assert tracker._waiting <= 20 + 2
+    assert tracker._queue._waiting <= 20 + 2
     spooled = [
         message for message in read(tmp_path / "spool" / f"{tmp_path.name}.jsonl") if message["kind"] == "metrics"
     ]

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from harness import tracking_worker
+from harness import tracking_queue, tracking_worker
 from harness.liveness import reap
 from harness.tracking import Tracking, find_run, start
 from harness.tracking_sync import sync
@@ -111,7 +111,7 @@ def test_a_real_server_that_is_killed_and_started_again(
     from mlflow import MlflowClient
 
     monkeypatch.setattr(tracking_worker, "_PAUSE_SECONDS", 0.5)
-    monkeypatch.setattr(tracking_worker, "_BATCH_SECONDS", 0.1)
+    monkeypatch.setattr(tracking_queue, "_BATCH_SECONDS", 0.1)
     server.start()
     survivor = start(Tracking(uri=server.uri), tmp_path, "exp", "survivor")
     assert survivor.wait_open(60)

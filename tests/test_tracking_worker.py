@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness import tracking_worker
+from harness import tracking_queue
 from harness.errors import StorageError
 from harness.tracking import find_run
 from harness.tracking_mlflow import param_value
@@ -93,7 +93,7 @@ def test_thousands_of_metrics_go_out_in_few_batches(folder: Path, monkeypatch: p
 
 
 def test_metrics_are_seen_while_the_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking_worker, "_BATCH_SECONDS", 600)
+    monkeypatch.setattr(tracking_queue, "_BATCH_SECONDS", 600)
     tracker = begin(folder, "live")
     store, identity = client(folder), run_id(tracker)
 
@@ -113,7 +113,7 @@ def test_metrics_are_seen_while_the_run_goes_on(folder: Path, monkeypatch: pytes
     for step in range(1, 51):
         tracker.metrics({"train/loss": 1.0}, step)
     assert wait_for(51)
-    monkeypatch.setattr(tracking_worker, "_BATCH_SECONDS", 0.2)
+    monkeypatch.setattr(tracking_queue, "_BATCH_SECONDS", 0.2)
     tracker.metrics({"train/loss": 1.0}, 51)
     assert wait_for(52)
     assert store.get_run(identity).info.status == "RUNNING"
