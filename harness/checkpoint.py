@@ -163,6 +163,7 @@ class Checkpoints:
                 self._notice(f"NOTE checkpoint {folder.name} cannot be used and is kept as {aside.name}: {error}")
                 continue
             self._remember(folder)
+            self._signer.follow(snapshot.statement)
             self._saved = snapshot.step
             return snapshot
         if reasons:

@@ -55,7 +55,8 @@ def step(optimizer: AdamW, notice: Callable[[str], None] = print) -> None:
     """`optimizer.step()`, bit for bit; where memory runs out, everything goes back and it is done one by one.
 
     Raises:
-        TrainingError: memory runs out with one parameter at a time too; weights and state are what they were.
+        TrainingError: memory runs out with one parameter at a time too: weights and state are what they were. Or in a
+            large fused step, which should not be: nothing was kept of it, and the run goes on from its last checkpoint.
     """
     _first_that_fits([functools.partial(materialise, optimizer)] * 2, notice)
     whole, single = _parts(optimizer)

@@ -129,6 +129,7 @@ def _prepare(spec: Spec, insecure: bool) -> _Session:
     is_first = os.environ.get("RANK", "0") == "0"
     keyring = keys.load_keyring() if is_first else []
     key = keys.take_key() if is_first else None
+    keys.forget()
     if spec.provenance.require_signature and is_first and key is None:
         fix = "make one with `harness keygen`, or name it in HARNESS_SIGNING_KEY_FILE"
         raise UserError("there is no signing key", where="provenance.require_signature", fix=fix)

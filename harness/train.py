@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from harness import faults, memory, seeding
+from harness import faults, memory, rollback, seeding
 from harness.batch import Batch
 from harness.errors import StorageError, TrainingError
 from harness.gradients import ExactGradient, OutOfMemory
@@ -97,6 +97,7 @@ class Training:
             self.backward = method.wrap_backward(self.backward, model)
         rules = {name: rule for method in methods for name, rule in method.optimizer_rules(model).items()}
         self.optimizer: Any = accelerator.prepare_optimizer(build_optimizer(model, train, rules))
+        rollback.materialise(self.optimizer.optimizer)  # so that no step needs memory for it
         self.schedule: Any = build_schedule(self.optimizer.optimizer, train, self.total_steps)
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         persistent = model.state_dict()
@@ -210,7 +211,10 @@ class Training:
         if not (math.isfinite(loss) and (scaled or math.isfinite(norm))):
             self._judge_nonfinite(number, loss, norm)
             return "nonfinite"
-        self.optimizer.step()
+        if scaled:
+            self.optimizer.step()
+        else:
+            rollback.step(self.optimizer.optimizer, self.notice)
         if self.optimizer.step_was_skipped:
             return "loss scale"
         self.schedule.step()
@@ -268,8 +272,7 @@ class Training:
         own.clear()
         for (kind, name), value in by_kind.items():
             parameter = self.parameters[name]
-            device = "cpu" if value.ndim == 0 and not self._is_fused() else parameter.device
-            own[parameter][kind] = value.to(device, copy=True)
+            own[parameter][kind] = value.to(parameter.device, copy=True)  # a fused optimizer counts on the device
         for group, rate in zip(self.optimizer.param_groups, state["learning_rates"], strict=True):
             group["lr"] = rate
         self.schedule.load_state_dict({**state["schedule"], "lr_lambdas": [None] * len(self.schedule.lr_lambdas)})
@@ -277,7 +280,3 @@ class Training:
         self.progress = Progress(**{**state["progress"], "order": seeding.from_hex(state["progress"]["order"])})
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-
-    def _is_fused(self) -> bool:
-        """Whether the optimizer counts its steps on the device."""
-        return any(group.get("fused") for group in self.optimizer.param_groups)
