@@ -115,13 +115,13 @@ class MLflowTracker(Tracker):
         self._warn("the tracking store is too slow to be waited for")
 
     def _judge(self) -> str:
-        if self._lost:
-            return f"records of this run are lost: {self._lost}"
+        lost = f"records of this run are lost ({self._lost})" if self._lost else ""
         if not self._spool.kinds:
-            return ""
+            return lost
         why = f" ({self._why})" if self._why else ""
         kept = ", ".join(sorted(self._spool.kinds - {"damaged"}))
-        return f"not everything is in MLflow{why}: {kept} kept in {self._spool.path}; send it with: {self._command()}"
+        rest = f"not everything is in MLflow{why}: {kept} kept in {self._spool.path}; send it with: {self._command()}"
+        return f"{lost}; {rest}" if lost else rest
 
     def _command(self) -> str:
         """How a person sends the spool."""

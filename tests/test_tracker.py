@@ -21,4 +21,14 @@ def test_memory_tracker_and_fan_out() -> None:
     assert first.messages == second.messages
     assert (first.all_params, first.all_tags, first.status) == ({"rank": 8}, {"a": "b"}, "KILLED")
     assert first.history == {"train/loss": [(3, 1.0)]}
+    assert both.problem == ""
     assert {"kind": "artifacts", "folder": "/x", "within": "y", "ignore": ["*.z"]} in first.messages
+
+
+def test_problems_of_all_trackers_are_told() -> None:
+    class Full(Tracker):
+        @property
+        def problem(self) -> str:
+            return "the disk is full"
+
+    assert Trackers([Tracker(), Full(), Full()]).problem == "the disk is full; the disk is full"

@@ -131,6 +131,17 @@ def test_tensorboard_files_hold_the_scalars(tmp_path: Path) -> None:
     assert b"| rank | 8 |" in events.Tensors("params/text_summary")[0].tensor_proto.string_val[0]
 
 
+def test_tensorboard_that_cannot_write_does_not_stop_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """F16."""
+    (tmp_path / "events").write_text("in the way")
+    tracker = tracking.TensorBoardTracker(tmp_path / "events")
+    for step in range(2):
+        tracker.metrics({"train/loss": 1.0}, step)
+    tracker.finish()
+    assert "are incomplete" in tracker.problem
+    assert capsys.readouterr().err.count("warning") == 1
+
+
 def test_missing_tensorboard_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install tensorboard"):

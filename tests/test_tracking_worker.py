@@ -236,3 +236,16 @@ def test_a_store_that_fails_for_a_while_gets_what_comes_later(folder: Path, monk
     assert client(folder).get_run(identity).info.status == "FINISHED"
     assert not spool.exists()
     assert tracker.problem == ""
+
+
+def test_what_is_neither_sent_nor_kept_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """F16: a store that is down and a spool that cannot be written cost the record, not the run."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port()}")
+    (tmp_path / "spool").write_text("in the way")
+    tracker = begin(tmp_path, "lost")
+    tracker.metrics({"train/loss": 1.0}, 0)
+    tracker.finish()
+    assert tracker.problem.startswith("records of this run are lost (")
+    assert capsys.readouterr().err.count("records of this run are lost") == 1
