@@ -14,11 +14,19 @@ def resolve_precision(asked: str, notice: Callable[[str], None] = print) -> str:
     """`auto` is bf16 where the GPU has it, else `no`. A precision the device would ignore is announced and replaced."""
     on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
     if asked == "auto":
-        return "bf16" if on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+        return "bf16" if on_gpu and _has_bf16(on_gpu) else "no"
     if asked == "fp16" and not on_gpu:
         notice("NOTE precision=fp16 needs a GPU; this machine has none, training in float32")
         return "no"
+    if asked == "bf16" and not _has_bf16(on_gpu):
+        notice("NOTE precision=bf16: this device has no instructions for it, float32 would be several times faster")
     return asked
+
+
+def _has_bf16(on_gpu: bool) -> bool:
+    if on_gpu:
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def use_all_cores(notice: Callable[[str], None] = print) -> int:

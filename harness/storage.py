@@ -145,6 +145,7 @@ class RunLock:
 
     def _open(self) -> int:
         """The lock's file, locked. Raises UserError, OSError."""
+        attempts = 0
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
@@ -153,8 +154,11 @@ class RunLock:
                     self._refuse_another_machine()
                     return descriptor
             except BlockingIOError:
-                os.close(descriptor)
-                raise self._owned(self.owner()) from None
+                attempts += 1
+                if attempts == 5:
+                    os.close(descriptor)
+                    raise self._owned(self.owner()) from None
+                time.sleep(0.05)  # somebody may only be looking whether it is free
             except BaseException:
                 os.close(descriptor)
                 raise

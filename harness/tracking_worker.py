@@ -24,6 +24,8 @@ _PAUSE_SECONDS = 60.0
 """How long a store that failed is left alone."""
 _FINISH_SECONDS, _BYTES_PER_SECOND = 60.0, 1 << 20
 """How long the end of a run waits for a slow store: a minute, and a second more for every MiB of artifacts."""
+_STOPPED_SECONDS = 10.0
+"""The same for a run that was stopped: launchers kill what has not ended after 30 seconds."""
 
 
 class MLflowTracker(Tracker):
@@ -96,8 +98,9 @@ class MLflowTracker(Tracker):
         super().finish(status)
         self.open()
         begun = time.monotonic()
+        patience = _STOPPED_SECONDS if status == "KILLED" else None
         try:
-            while self._thread.is_alive() and time.monotonic() < begun + self._allowance:
+            while self._thread.is_alive() and time.monotonic() < begun + (patience or self._allowance):
                 self._thread.join(0.2)
         finally:
             if self._thread.is_alive():

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness import device
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a GPU")
+def test_what_this_device_would_ignore_or_only_imitate_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    assert device.resolve_precision("auto", told.append) == "no"
+    assert device.resolve_precision("no", told.append) == "no"
+    assert not told
+    assert device.resolve_precision("fp16", told.append) == "no"
+    assert told.pop() == "NOTE precision=fp16 needs a GPU; this machine has none, training in float32"
+    for has, count in ((True, 0), (False, 1)):
+        monkeypatch.setattr(device, "_has_bf16", lambda on_gpu, has=has: has)
+        assert device.resolve_precision("bf16", told.append) == "bf16"
+        assert len(told) == count
+    assert "no instructions for it" in told[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_auto_is_bf16_where_the_gpu_has_it() -> None:
+    expected = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "no"
+    assert device.resolve_precision("auto") == expected
