@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -218,6 +219,39 @@ def baselines(
     rows = module.measure(splits, chosen.data, chosen.model.name, chosen.model.revision)
     cells = [[row["name"], f"{row['f1_macro']:.3f}", f"{row['accuracy']:.3f}"] for row in rows]
     print(report.markdown_table(["on the test split", "macro-F1", "accuracy"], cells))
+
+
+@app.command()
+def selftest(
+    name: Annotated[str, typer.Argument(help="an experiment, for its data, model and methods")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Prove the engine's promises on an experiment's own data, model and machine, in about a minute. Exit code 0 or 1."""
+    from harness import spec, threads
+
+    chosen = spec.load(name, overrides or [])
+    threads.choose_wait_policy()
+    from harness import selftest as module
+
+    def say(finding: module.Finding) -> None:
+        colour = {True: "green", False: "red", None: "yellow"}[finding.ok]
+        typer.secho(finding.line, fg=colour, err=as_json)
+
+    started = time.monotonic()
+    findings = module.run(chosen, say)
+    seconds = time.monotonic() - started
+    if as_json:
+        print(json.dumps({**module.report(findings), "seconds": round(seconds, 1)}, indent=2))
+    passed, failed = (sum(finding.ok is verdict for finding in findings) for verdict in (True, False))
+    skipped = f", {len(findings) - passed - failed} not made" if len(findings) > passed + failed else ""
+    told = (
+        f"{passed} passed, {failed} FAILED{skipped}, in {seconds:.0f} s"
+        if failed
+        else f"{passed} passed{skipped}, in {seconds:.0f} s"
+    )
+    typer.secho(told, err=as_json)
+    raise typer.Exit(int(module.has_failed(findings)))
 
 
 @app.command()

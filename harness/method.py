@@ -24,6 +24,19 @@ class Method(Settings):
     not_after: ClassVar[dict[str, str]] = {}
     """Methods that must not stand above this one in the map, each with the reason; such a spec is refused."""
 
+    @property
+    def starts_pretrained(self) -> bool:
+        """Whether it promises that the edited model computes what the pretrained one does until something is learnt."""
+        return True
+
+    def off(self) -> Method | None:
+        """The same method at strength zero: a step with it is a step without it. None: no setting of it says that."""
+        return None
+
+    def always(self) -> Method:
+        """The same method, active in every step if it acts in some only: what a trial of a few steps takes."""
+        return self
+
     def edit_model(self, model: nn.Module) -> nn.Module:
         """Add or replace modules, in place or not, and return the model. Raises ModelError where nothing matches."""
         return model

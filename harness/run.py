@@ -33,6 +33,7 @@ from harness import (
     registry,
     replicates,
     report,
+    selftest,
     storage,
     tracking,
     variants,
@@ -197,6 +198,7 @@ def _run_seed(
         checkpoints = _open_folder(session, assembled, seed, folder, statement)
         snapshot = _newest(session, checkpoints, statement)
         _record_inputs(session, assembled, seed, tracker)
+        selftest.precede(spec, seed, loaded.splits, accelerator, folder, tracker, terminal)
 
         metrics: dict[str, Metric] = {n: registry.build("metric", n, s) for n, s in spec.metrics.items()}
         shared = spec, loaded.task, assembled, metrics, accelerator, tracker, terminal

@@ -84,10 +84,12 @@ class Compression(Settings):
 
 
 class Provenance(Settings):
-    """Signing."""
+    """Signing, and what stands beside the scores."""
 
     require_signature: bool
     """Refuse to run without a signing key."""
+    selftest: bool
+    """Prove the engine on this spec, data and model before training (`harness selftest`); a run that fails it stops."""
 
 
 class Spec(Settings):

@@ -165,6 +165,19 @@ def disabled(model: nn.Module) -> Iterator[None]:
             tuner._disable_adapters = False
 
 
+def disable_dropout(model: nn.Module) -> None:
+    """Switch off whatever drops at random in training, for good, in place.
+
+    That is every module of a class called dropout (torch's, PEFT's), and every rate that a module keeps as a number and
+    hands to a function, as the attention of most families of transformers does, and `nn.MultiheadAttention`.
+    """
+    for module in model.modules():
+        is_dropout = "dropout" in type(module).__name__.lower()
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("drop" in name or (is_dropout and name == "p")):
+                setattr(module, name, 0.0)
+
+
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The numbered blocks of a model: every item of every `nn.ModuleList`, with its name."""
     return [

@@ -61,6 +61,11 @@ def load(path: Path) -> dict[str, Any]:
     return values
 
 
+def dump(values: dict[str, Any]) -> str:
+    """Plain values as YAML that `load` reads back."""
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
 def _walk(node: yaml.Node, prefix: str, path: Path, lines: dict[str, int]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key_node, value in node.value:

@@ -109,6 +109,14 @@ class AWP(Method):
         """Whether the size of the perturbation is zero: then a step costs and does what it does without AWP."""
         return any(getattr(self, name) == 0 for name in _SETTINGS[self.rule])
 
+    def off(self) -> AWP:
+        """Without size."""
+        return self.model_copy(update=dict.fromkeys(_SETTINGS[self.rule], 0.0))
+
+    def always(self) -> AWP:
+        """An attack in every step."""
+        return self.model_copy(update={"start": 0.0, "stop": 1.0, "start_epoch": 1, "every": 1})
+
     def attacked(self, model: nn.Module) -> list[str]:
         """Names of the parameters that are attacked."""
         embeddings = {n for n, m in model.named_modules() if isinstance(m, nn.Embedding)}

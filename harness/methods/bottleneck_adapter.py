@@ -204,6 +204,11 @@ class BottleneckAdapter(Method):
     weight_decay: float | None = Field(default=None, ge=0)
     """Weight decay of W_down and W_up; null: `train.weight_decay`."""
 
+    @property
+    def starts_pretrained(self) -> bool:
+        """Only with W_up = 0."""
+        return self.init == "identity"
+
     def edit_model(self, model: nn.Module) -> nn.Module:
         """Insert the adapters. Raises ModelError where the model has no place, SpecError for anything given twice."""
         if self.reduction_factor and self.size:

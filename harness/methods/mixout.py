@@ -102,6 +102,10 @@ class Mixout(Method):
     _seed: int = PrivateAttr(0)
     _step: int = PrivateAttr(0)
 
+    def off(self) -> Mixout:
+        """No weight is its start value but by itself."""
+        return self.model_copy(update={"p": 0.0})
+
     def prepare(self, model: nn.Module, train: Train, steps_per_epoch: int) -> str:
         """Put masks on what trains. Raises ModelError if nothing of the role does, SpecError for LoRA with dropout."""
         self._seed = torch.initial_seed()

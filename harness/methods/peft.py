@@ -148,6 +148,11 @@ class Peft(Method):
         task_type = {"task_type": "SEQ_CLS"} if self.kind in PROMPTS else {}
         return CONFIGS[self.kind](**copy.deepcopy(self.config), **task_type)
 
+    @property
+    def starts_pretrained(self) -> bool:
+        """Depends on the type and its configuration, and PEFT does not tell."""
+        return False
+
     def edit_model(self, model: nn.Module) -> nn.Module:
         """Inject the tuner's layers, or put the prompt around the model.
 
