@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = [
-    "train.batch_size=16", "train.epochs=4", "data.limit=240", "checkpoint.every=3 steps", "evaluation.every=10 steps",
+    "train.batch_size=16", "train.epochs=6", "data.limit=240", "checkpoint.every=3 steps", "evaluation.every=10 steps",
     "latency.measure=false", "evaluation.baselines=false", "early_stopping.patience=null",
 ]  # fmt: skip
 
@@ -102,8 +102,7 @@ def main() -> int:
                 assert code == 0, (Path(folder) / "broken.log").read_text()[-2000:]
                 break
             delay = generator.uniform(0, 5)
-            if not kill_at(broken, arguments, delay):
-                break
+            assert kill_at(broken, arguments, delay), (Path(folder) / "broken.log").read_text()[-2000:]
             kills += 1
             left = sorted(path.name for path in (run_folder(broken) or broken).glob("checkpoints/.tmp*"))
             note = f", a save was under way ({left[0]})" if left else ""

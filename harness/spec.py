@@ -183,10 +183,17 @@ def load(name: str, overrides: list[str] | None = None) -> Spec:
 def reload(path: Path, changes: dict[str, str]) -> Spec:
     """The spec of a run that was begun, from the spec.yaml in its folder, with other places (such as `output`).
 
+    A setting that the harness did not have when the run began gets its default.
+
     Raises:
         SpecError: the file cannot be read, or is of another version of the harness.
     """
     composed = yaml_source.load(path)
+    for section, values in yaml_source.load(EXPERIMENTS / "base.yaml").items():
+        if section not in composed:
+            composed[section] = values
+        elif isinstance(values, dict) and section not in ("task", "methods", "metrics"):
+            composed[section] = {**values, **composed[section]}
     name = str(composed.pop("name", ""))
     for key, value in changes.items():
         section, _, last = key.rpartition(".")
