@@ -63,6 +63,7 @@ def listening() -> Iterator[None]:
         _follow_launcher(False)
         for number, handler in before.items():
             signal.signal(number, handler)
+        _State.exit_code = 0
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
