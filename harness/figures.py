@@ -29,6 +29,7 @@ COLOURS = ("#2f6f9f", "#d98032", "#4b9b7a", "#a35a94", "#8a8f3c", "#c2565a", "#5
 
 def page(title: str, width: int, height: int) -> Any:
     """An empty plotly figure in the project's manner. Title: plain text. Size: pixels."""
+    _wait_for_pandas()
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -36,12 +37,21 @@ def page(title: str, width: int, height: int) -> Any:
     return figure
 
 
-def dress(figure: Any, title: str, width: int, height: int) -> None:
-    """Give a plotly figure the project's fonts, colours and size (pixels)."""
-    # plotly takes pandas from sys.modules, half imported as it may be there by the thread that imports the tracker's
-    # library; importing it here waits for that thread.
+def subplots(**options: Any) -> Any:
+    """An empty plotly figure with panels: `make_subplots` of plotly, which every figure with panels begins with."""
+    _wait_for_pandas()
+    from plotly.subplots import make_subplots
+
+    return make_subplots(**options)
+
+
+def _wait_for_pandas() -> None:
+    """plotly takes pandas from sys.modules, half imported as it may be there by the tracker's thread: wait for that."""
     import pandas  # noqa: F401
 
+
+def dress(figure: Any, title: str, width: int, height: int) -> None:
+    """Give a plotly figure the project's fonts, colours and size (pixels)."""
     axis = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "title": {"font": {"color": MUTED, "size": 13}}}
     figure.update_layout(
         title={"text": escape(title), "font": {"size": 18, "color": INK}, "x": 0.02, "xanchor": "left"},
@@ -109,9 +119,7 @@ class Series:
 
 def whisker_page(title: str, panels: Mapping[str, list[Series]], x_title: str, y_title: str) -> Any:
     """A plotly figure with one panel per entry, x on a logarithmic scale; a series keeps its colour in every panel."""
-    from plotly.subplots import make_subplots
-
-    figure = make_subplots(rows=1, cols=len(panels), subplot_titles=list(map(escape, panels)), horizontal_spacing=0.07)
+    figure = subplots(rows=1, cols=len(panels), subplot_titles=list(map(escape, panels)), horizontal_spacing=0.07)
     dress(figure, title, width=180 + 340 * len(panels), height=480)
     for column, lines in enumerate(panels.values(), start=1):
         for number, (line, colour) in enumerate(zip(lines, cycle(COLOURS), strict=False)):

@@ -40,10 +40,8 @@ def parameters(assembled: Assembled) -> dict[str, Any]:
 
 def learning_curves(history: History, best_step: int, folder: Path) -> None:
     """learning_curves.html (self-contained) and learning_curves.png; a line marks the checkpoint that was kept."""
-    from plotly.subplots import make_subplots
-
     shown = [name for name in _CURVES if name in history]
-    page = make_subplots(rows=len(shown), cols=1, shared_xaxes=True, vertical_spacing=0.05, subplot_titles=shown)
+    page = figures.subplots(rows=len(shown), cols=1, shared_xaxes=True, vertical_spacing=0.05, subplot_titles=shown)
     figures.dress(page, "Learning curves", 900, 220 * len(shown) + 80)
     image = figures.image("Learning curves", 9, 2.1 * len(shown))
     axes = image.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]

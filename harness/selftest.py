@@ -14,6 +14,7 @@ may differ by `ON_GPU` of the way from the start.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import shutil
@@ -215,7 +216,8 @@ def _by_step(losses: list[float]) -> dict[str, Tensor]:
 
 
 def _norm(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    return float(sum((tensor.double() - other[name].double()).square().sum() for name, tensor in one.items())) ** 0.5
+    squares = [(tensor.double() - other[name].double()).square().sum() for name, tensor in one.items()]
+    return math.sqrt(float(sum(squares)))
 
 
 # --------------------------------------------------------------------------------------------------------------- resume
@@ -478,7 +480,7 @@ def _why_not_two() -> str:
 
 def _is_plain(accelerator: Accelerator) -> bool:
     """Whether it computes as the two processes do: on the CPU, nothing narrowed."""
-    return accelerator.device.type == "cpu" and accelerator.mixed_precision == "no"
+    return bool(accelerator.device.type == "cpu" and accelerator.mixed_precision == "no")
 
 
 def _in_float64(trial: Trial) -> Outcome:

@@ -69,7 +69,8 @@ class Trial:
         self.accelerator, self.seed = accelerator, seed
         self.whole = spec
         """The spec as it was given."""
-        few = dataclasses.replace(splits, **{name: _few(getattr(splits, name)) for name in _SPLITS})
+        train, validation, test = map(_few, (splits.train, splits.validation, splits.test))
+        few = dataclasses.replace(splits, train=train, validation=validation, test=test)
         self.spec = _shorten(spec, len(few.train.examples))
         name, settings = next(iter(spec.task.items()))
         self.task = registry.build("task", name, settings)
@@ -129,9 +130,6 @@ class Trial:
 def take(training: Training, number: int) -> list[float]:
     """Take so many more steps; returns their losses."""
     return [step.loss for step in itertools.islice(training.steps(), number)]
-
-
-_SPLITS = ("train", "validation", "test")
 
 
 def _few(split: Split) -> Split:

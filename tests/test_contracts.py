@@ -81,8 +81,9 @@ def test_settings_read_from_source_are_those_of_the_class(name: str) -> None:
 
 @pytest.mark.parametrize("names", PAIRS, ids="+".join)
 def test_training_starts_at_the_pretrained_model(names: list[str]) -> None:
-    model, _ = edited(names)
+    model, methods = edited(names)
     inputs = random_batch(LENGTHS).per_token
+    assert all(method.starts_pretrained or isinstance(method, registry.plugin("method", "peft")) for method in methods)
     assert torch.equal(model(**inputs).logits, classifier()(**inputs).logits)
 
 
@@ -181,6 +182,28 @@ def test_switched_off_it_computes_what_the_pretrained_model_did(names: list[str]
     with surgery.disabled(model):
         found = model(**random_batch(LENGTHS).per_token).logits
     assert torch.equal(found, classifier()(**random_batch(LENGTHS).per_token).logits)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_at_strength_zero_a_step_is_one_without_the_method(name: str) -> None:
+    settings = registry.build("method", name, SMALL[name])
+    off = settings.always().off()
+    if off is None:
+        assert name in {"lora", "bottleneck_adapter", "peft"}, "a method with a strength says how it is zero"
+        return
+    gradients = []
+    for methods in ([off], []):
+        model = classifier()
+        for method in methods:
+            model = method.edit_model(model)
+            method.prepare(model, TRAIN, 1)
+        exact = ExactGradient(Accelerator(cpu=True), model, ToyTask(), 1_000_000)
+        exact.load(random_batch(LENGTHS))
+        wrapped(exact, model.train(), methods)()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        assert not any(method.optimizer_rules(model) for method in methods)
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(value, gradients[1][name]) for name, value in gradients[0].items())
 
 
 @pytest.mark.parametrize("second", NAMES)

@@ -65,7 +65,8 @@ def test_a_folder_that_is_not_there_is_told(save: Any, make: Any, tmp_path: Path
         save(make(*WORDS), tmp_path / "missing" / "figure")
 
 
-def test_a_figure_waits_for_a_thread_that_is_importing_pandas(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", ["page('Title', 300, 200)", "subplots(rows=2, cols=1, shared_xaxes=True)"])
+def test_a_figure_waits_for_a_thread_that_is_importing_pandas(make: str, tmp_path: Path) -> None:
     """plotly looks for pandas in sys.modules, where it stands from the first moment of its import."""
     (tmp_path / "pandas.py").write_text(
         "import time\ntime.sleep(2)\nSeries = Index = DataFrame = type('Data', (), {})\n"
@@ -76,7 +77,7 @@ def test_a_figure_waits_for_a_thread_that_is_importing_pandas(tmp_path: Path) ->
         "import plotly.graph_objects\n"
         "threading.Thread(target=importlib.import_module, args=('pandas',)).start()\n"
         "while 'pandas' not in sys.modules: time.sleep(0.01)\n"
-        "figures.page('Title', 300, 200).add_scatter(x=[1, 2], y=[1, 2])\n"
+        f"figures.{make}.add_scatter(x=[1, 2], y=[1, 2])\n"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{PROJECT}"}
     command = [sys.executable, "-c", code]

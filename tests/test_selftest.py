@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
-from harness import builtin, data, faults, gradients, selftest, spec
+from harness import batch, builtin, data, faults, gradients, provenance, seeding, selftest, spec, surgery, yaml_source
 from harness.cli import app
 from harness.command import SMOKE, main
 from harness.console import Terminal
@@ -26,7 +26,7 @@ from harness.methods.mixout import Mixout
 from harness.selftest import Finding, two_processes
 from harness.tracker import MemoryTracker
 from harness.train import Training
-from harness.trial import ROWS, Trial
+from harness.trial import NUM_STEPS, ROWS, Trial
 from tests.stores import QUIET
 
 WORDS = ["good", "bad", "the screen", "was", "never", "again", "a very nice one", "terrible"]
@@ -76,7 +76,7 @@ def test_a_trial_is_a_few_short_texts_with_every_label(tiny: list[str]) -> None:
     assert len(rows) == ROWS
     assert {example.label for example in rows} == {0, 1}
     assert len({len(example.text) for example in rows}) > 4
-    assert small.spec.train.total_steps(small.task.num_batches(small.spec.train.batch_size)) == selftest.NUM_STEPS
+    assert small.spec.train.total_steps(small.task.num_batches(small.spec.train.batch_size)) == NUM_STEPS
     method: Any = small.methods["awp"]
     assert all(method.is_active(step) for step in range(4))
 
@@ -154,13 +154,13 @@ def test_a_schedule_that_starts_anew(tiny: list[str], monkeypatch: pytest.Monkey
 
 
 def test_generators_that_a_checkpoint_does_not_bring_back(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftest.seeding, "restore", lambda state: None)
+    monkeypatch.setattr(seeding, "restore", lambda state: None)
     (finding,) = examined(tiny, RESUME)
     assert failed([finding]) == [RESUME]
 
 
 def test_a_cut_that_drops_a_row(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    original = gradients.cut
+    original = batch.cut
 
     def lossy(lengths: list[int], budget: int, overhead: int) -> list[list[int]]:
         cuts = original(lengths, budget, overhead)
@@ -173,7 +173,7 @@ def test_a_cut_that_drops_a_row(tiny: list[str], monkeypatch: pytest.MonkeyPatch
 def test_a_dropout_that_stays_on_is_not_taken_for_a_broken_cut(
     tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selftest.surgery, "disable_dropout", lambda model: None)
+    monkeypatch.setattr(surgery, "disable_dropout", lambda model: None)
     (finding,) = examined(tiny, CUT)
     assert finding.ok is None
 
@@ -314,7 +314,7 @@ def test_the_command(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.exit_code == 0, done.output
     lines = [line for line in done.stdout.splitlines() if not line.startswith("NOTE")]
     assert [line.partition(":")[0].split(maxsplit=1)[1] for line in lines[:-1]] == [*selftest.CHECKS, "1 process = 2"]
-    assert lines[-1].startswith("5 passed, 1 not made, in ")
+    assert lines[-1].startswith("5 passed, 0 FAILED, 1 not made, in ")
     merge_badly(monkeypatch)
     done = CliRunner().invoke(app, ["selftest", "lora", *tiny, "--json"])
     assert done.exit_code == 1
@@ -337,12 +337,10 @@ def test_a_run_that_asks_for_it(tiny: list[str], tmp_path: Path) -> None:
     verdict = json.loads((folder / "selftest.json").read_text())
     assert verdict["passed"]
     assert [check["check"] for check in verdict["checks"]] == [*selftest.CHECKS]
-    assert "selftest.json" in str(provenance_subjects(folder))
+    assert "selftest.json" in sealed(folder)
 
 
-def provenance_subjects(folder: Path) -> set[str]:
-    from harness import provenance
-
+def sealed(folder: Path) -> set[str]:
     return set(provenance.open_envelope(folder / "end.envelope.json", ()).subjects)
 
 
@@ -351,15 +349,13 @@ def test_a_run_that_fails_it_does_not_train(tiny: list[str], tmp_path: Path, mon
     chosen = spec.load("lora", [*tiny, "provenance.selftest=true"])
     merge_badly(monkeypatch)
     tracker, given = MemoryTracker(), (Accelerator(cpu=True), tmp_path)
-    with pytest.raises(TrainingError, match="(?s)the selftest failed.*merged = unmerged"):
+    with pytest.raises(TrainingError, match=r"(?s)the selftest failed.*merged = unmerged"):
         selftest.precede(chosen, 1, data.load(chosen.data), *given, tracker, Terminal(False))
     assert not json.loads((tmp_path / "selftest.json").read_text())["passed"]
     assert {"kind": "tags", "values": {"selftest": "failed"}} in tracker.messages
 
 
 def test_the_spec_that_processes_read_is_the_one_given(tiny: list[str], tmp_path: Path) -> None:
-    from harness import yaml_source
-
     chosen = spec.load("lora", tiny)
     (tmp_path / "spec.yaml").write_text(yaml_source.dump(chosen.resolved()))
     assert spec.reload(tmp_path / "spec.yaml", {}).resolved() == chosen.resolved()

@@ -99,10 +99,7 @@ def _middles(bins: Bins) -> NDArray[np.float64]:
 
 def _page(title: str, bins: Bins) -> Any:
     """The diagram for a browser: hover tells a bin's numbers."""
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
-
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.74, 0.26], vertical_spacing=0.06)
+    figure = figures.subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.74, 0.26], vertical_spacing=0.06)
     figures.dress(figure, title, width=680, height=760)
     bar = {
         "x": _middles(bins).tolist(),
@@ -116,8 +113,8 @@ def _page(title: str, bins: Bins) -> Any:
         figure.add_bar(name=name, y=height.tolist(), base=bottom.tolist(), marker_color=colour, row=1, col=1, **bar)
     figure.add_bar(y=bins.count.tolist(), marker_color=figures.SEQUENTIAL[2], showlegend=False, row=2, col=1, **bar)
     line = {"color": figures.MUTED, "dash": "dash", "width": 1.5}
-    perfect = go.Scatter(name="perfectly calibrated", x=[0, 1], y=[0, 1], mode="lines", line=line, hoverinfo="skip")
-    figure.add_trace(perfect, row=1, col=1)
+    diagonal = {"name": "perfectly calibrated", "x": [0, 1], "y": [0, 1], "mode": "lines", "hoverinfo": "skip"}
+    figure.add_scatter(**diagonal, line=line, row=1, col=1)
     figure.update_layout(barmode="overlay", legend={"x": 0.02, "y": 0.98, "bgcolor": "rgba(255, 255, 255, 0.8)"})
     figure.update_xaxes(range=[0, 1])
     figure.update_xaxes(title_text="Confidence", row=2)
