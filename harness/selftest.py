@@ -18,6 +18,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,6 @@ from harness import (
     data,
     deployment,
     device,
-    evaluate,
     processes,
     seeding,
     spec,
@@ -51,6 +51,7 @@ from harness.checkpoint import Checkpoints, Snapshot
 from harness.console import Terminal
 from harness.data import Splits
 from harness.errors import Interrupted, TrainingError, UserError
+from harness.evaluate import Evaluator
 from harness.fingerprint import Statement
 from harness.method import Backward
 from harness.spec import Spec
@@ -402,9 +403,12 @@ def strength(trial: Trial) -> list[Finding]:
 
 
 def _logits(trial: Trial, assembled: Assembled) -> dict[str, Tensor]:
-    rows, budget = range(trial.task.num_rows("test")), evaluate.token_budget(trial.accelerator.device)
-    with trial.accelerator.autocast():
-        return {"logits": torch.tensor(trial.task.predict(assembled.model, "test", rows, budget).scores)}
+    predictions = _evaluator(trial).predict_alone(assembled.model, trial.task, "test")
+    return {"logits": torch.from_numpy(predictions.scores)}
+
+
+def _evaluator(trial: Trial) -> Evaluator:
+    return Evaluator(trial.accelerator, lambda notice: None)
 
 
 # ---------------------------------------------------------------------------------------------------------------- merge
@@ -416,13 +420,12 @@ def merge(trial: Trial) -> list[Finding]:
     if not assembled.merges:
         return [Finding(check, None, "does not apply: no method of this spec can be merged")]
     _stir(assembled.model, trial.seed)
-    rows, budget = range(trial.task.num_rows("test")), evaluate.token_budget(trial.accelerator.device)
-    with trial.accelerator.autocast():
-        before = trial.task.predict(assembled.model, "test", rows, budget)
+    evaluator = _evaluator(trial)
+    before = evaluator.predict_alone(assembled.model, trial.task, "test")
     merged = deployment.merged(assembled)
-    changes = deployment.merge_changes(trial.task, assembled.model, merged, before, trial.accelerator)
+    changes = deployment.merge_changes(trial.task, assembled.model, merged, before, evaluator)
     flips = int(changes["merge/label_flips"])
-    detail = f"logits of {len(rows)} texts after {NUM_STEPS} steps and some noise, {flips} labels flipped"
+    detail = f"logits of {len(before.labels)} texts after {NUM_STEPS} steps and some noise, {flips} labels flipped"
     apart = changes["merge/max_logit_difference"], "a logit"
     found = judged(check, detail, apart, LOGITS[trial.accelerator.mixed_precision])
     may_flip = trial.accelerator.mixed_precision != "no"
@@ -525,10 +528,13 @@ def _end(started: subprocess.Popen[bytes]) -> None:
 
 
 def _reason(folder: Path, told: str, code: int) -> str:
-    """Why a worker ended: in its own words, else as the launcher tells it."""
+    """Why a worker ended: by a signal, or in its own words; that another one was lost is no reason."""
+    codes = [int(found) for found in re.findall(r"exitcode\s*:\s*(-?\d+)", told)]
+    if killed := [found for found in codes if found < 0 and found != -signal.SIGTERM]:  # which the launcher sends
+        return f"one was ended by signal {-killed[0]}"
     words = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.error"))]
-    died = re.search(r"exitcode\s*:\s*(-?\d+)", told)
-    return words[0] if words else f"one ended with exit code {died[1] if died else code}"
+    words.sort(key=lambda word: "lost another process" in word)
+    return words[0] if words else f"ended with exit code {next(iter(codes), code)}"
 
 
 def work(folder: Path) -> None:

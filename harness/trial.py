@@ -24,6 +24,7 @@ from harness.batch import Batch
 from harness.data import Example, Split, Splits
 from harness.method import Method
 from harness.spec import Spec
+from harness.task import Task
 from harness.train import Training
 
 ROWS = 16
@@ -73,7 +74,7 @@ class Trial:
         few = dataclasses.replace(splits, train=train, validation=validation, test=test)
         self.spec = _shorten(spec, len(few.train.examples))
         name, settings = next(iter(spec.task.items()))
-        self.task = registry.build("task", name, settings)
+        self.task: Task = registry.build("task", name, settings)
         tokens = self.task.load_data(few, spec.model.name, spec.model.revision)
         self.loaded = Loaded(few, self.task, tokens, {"id": spec.model.name})
         self._scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
@@ -117,8 +118,7 @@ class Trial:
     def batch(self, assembled: Assembled) -> Batch:
         """All rows of the training split as one batch."""
         generator = torch.Generator().manual_seed(self.seed)
-        found: Batch = next(self.task.batches(assembled.model, len(self.loaded.splits.train.examples), generator))
-        return found
+        return next(self.task.batches(assembled.model, len(self.loaded.splits.train.examples), generator))
 
     def release(self) -> None:
         """Give back optimizers of former trainings, and put the scaler of the loss (fp16) back to its start."""

@@ -276,8 +276,8 @@ def test_processes_that_take_other_steps(tiny: list[str], monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("fault", "patience", "told"),
     [
-        ("gradient.forward:kill@rank=1", 120.0, "one ended with exit code -9"),
-        ("gradient.forward:error@rank=1", 120.0, "RuntimeError: fault point gradient.forward|lost another process"),
+        ("gradient.forward:kill@rank=1", 120.0, "one was ended by signal 9"),
+        ("gradient.forward:error@rank=1", 120.0, "RuntimeError: fault point gradient.forward"),
         ("gradient.forward:sleep@rank=1", 20.0, "did not end in 20 seconds"),
     ],
 )
@@ -288,7 +288,7 @@ def test_a_process_that_dies_or_hangs(
     monkeypatch.setenv(faults.VARIABLE, fault)
     (finding,) = two_processes(trial(tiny, "lora"), patience)
     assert finding.ok is False
-    assert any(words in finding.detail for words in told.split("|")), finding.detail
+    assert told in finding.detail
 
 
 def test_below_a_launcher_no_processes_are_started(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
