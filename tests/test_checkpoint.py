@@ -181,9 +181,7 @@ def test_a_file_that_does_not_belong_there_is_not_accepted(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("signed_by", [None, OTHER], ids=["nobody", "somebody else"])
-def test_what_was_not_signed_with_a_known_key_is_refused_unless_asked_for(
-    signed_by: Key | None, tmp_path: Path
-) -> None:
+def test_what_was_not_signed_with_a_known_key_is_refused(signed_by: Key | None, tmp_path: Path) -> None:
     """F21: weights exchanged, digests made anew, everything consistent, but for the key."""
     checkpoints(tmp_path, key=signed_by).save(snapshot(2))
     with pytest.raises(StorageError, match="--insecure"):

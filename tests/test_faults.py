@@ -43,3 +43,14 @@ def test_a_fault_that_does_not_exist_is_refused(text: str, monkeypatch: pytest.M
     monkeypatch.setenv(faults.VARIABLE, text)
     with pytest.raises(SpecError, match=r"HARNESS_FAULT: '.*' is no fault\n  fix: <point>:<action>"):
         faults.point("report")
+
+
+def test_the_table_of_faults_names_tests_that_exist() -> None:
+    table = (PROJECT / "tests" / "FAULTS.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", table)
+    assert len(named) > 50
+    for file, test in named:
+        assert f"def {test}(" in (PROJECT / "tests" / file).read_text(encoding="utf-8"), f"{file}::{test}"
+    rows = {int(number) for row in re.findall(r"^\| (F[^|]*)\|", table, flags=re.MULTILINE)
+            for number in re.findall(r"F(\d+)", row)}  # fmt: skip
+    assert rows == {*range(1, 32), 36, *range(50, 55), 60}

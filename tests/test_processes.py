@@ -70,7 +70,7 @@ def work(tmp_path: Path, world: int, fault: str) -> tuple[dict[str, object], Pat
 
 @pytest.mark.parametrize("fault", ["none", "out_of_memory", "methods"])
 def test_two_processes_are_one(tmp_path: Path, fault: str) -> None:
-    """One batch has fewer examples than there are processes. `methods`: with mixout and AWP."""
+    """F5. One batch has fewer examples than there are processes. `methods`: with mixout and AWP."""
     import torch
 
     alone, one = work(tmp_path, 1, "methods" if fault == "methods" else "none")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import time
 from typing import Any
 
 import numpy as np
@@ -75,6 +77,16 @@ def test_a_metric_may_be_minimised_and_patience_may_be_endless(monkeypatch: pyte
 def test_a_score_that_is_not_a_number_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TrainingError, match=r"validation/f1_macro is nan at step 3"):
         selection([float("nan")], monkeypatch).select(seed=0)
+
+
+def test_durations_do_not_depend_on_the_clock_on_the_wall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F24: it jumps back an hour at every look."""
+    moments = itertools.count(2e9, -3600)
+    monkeypatch.setattr(time, "time", lambda: next(moments))
+    monkeypatch.setattr(time, "time_ns", lambda: int(next(moments) * 1e9))
+    found = selection([0.5], monkeypatch, "train.max_steps=3", "early_stopping.patience=null").select(seed=0)
+    assert 0 < found.train_seconds < 600
+    assert 0 <= found.seconds_lost < 600
 
 
 def test_a_step_that_was_left_out_is_counted_and_has_no_gradient_norm(monkeypatch: pytest.MonkeyPatch) -> None:
