@@ -144,13 +144,30 @@ def connect(uri: str, folder: Path) -> MlflowClient:
     lock = database.with_name(f"{database.name}.lock") if database else folder / "tracking.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock, timeout=_LOCK_SECONDS):
-        if database:
-            with (
-                closing(sqlite3.connect(database)) as connection,
-                suppress(sqlite3.OperationalError),
-            ):  # busy: stay as is
-                connection.execute("PRAGMA journal_mode=WAL")
-        return MlflowClient(tracking_uri=uri)  # this runs the migrations
+        if database and not database.exists():
+            _create(database)
+        return MlflowClient(tracking_uri=uri)  # this runs the migrations of a database that an older MLflow made
+
+
+def _create(database: Path) -> None:
+    """Create a database beside its place, and rename it: a process killed in the middle of it leaves nothing behind.
+
+    MLflow makes its tables in dozens of steps, and what was begun and not ended cannot be opened ever again. The lock
+    is ours, so what lies beside the place belongs to a process that is dead.
+    """
+    from mlflow import MlflowClient
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    for old in database.parent.glob(f".{database.name}.new*"):
+        old.unlink()
+    unfinished = database.with_name(f".{database.name}.new")
+    uri = f"sqlite:///{unfinished}"
+    MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    with suppress(AttributeError, KeyError):  # MLflow keeps connections by URI; this one is of no more use
+        SqlAlchemyStore._engine_map.pop(uri).dispose()
+    with closing(sqlite3.connect(unfinished)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+    unfinished.rename(database)
 
 
 def open_experiment(client: MlflowClient, uri: str, folder: Path, name: str) -> str:

@@ -9,14 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import tracking_queue, tracking_worker
+from harness import tracking_mlflow, tracking_queue, tracking_worker
 from harness.liveness import reap
+from harness.storage import PROJECT
 from harness.tracking import Tracking, find_run, start
 from harness.tracking_sync import sync
 from tests.stores import QUIET, begin, client, closed_port, run_id
@@ -223,3 +224,38 @@ def test_a_run_killed_while_it_spools_is_synced(tmp_path: Path, monkeypatch: pyt
     assert found
     history = client(tmp_path).get_metric_history(found.run_id, "train/loss")
     assert sorted(m.step for m in history) == list(range(100))
+
+
+CREATOR = """
+import sys
+from pathlib import Path
+from harness import tracking_mlflow
+tracking_mlflow.connect(sys.argv[1], Path(sys.argv[2]))
+"""
+
+
+def num_tables(folder: Path) -> int:
+    """In the database that is being made, wherever it lies."""
+    for path in folder.glob("*mlflow.db*"):
+        if path.suffix in (".db", ".new") and path.stat().st_size:
+            with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection, suppress(sqlite3.Error):
+                (count,) = connection.execute("select count(*) from sqlite_master where type = 'table'").fetchone()
+                return int(count)
+    return 0
+
+
+def test_a_process_killed_while_it_creates_the_database_leaves_none(tmp_path: Path) -> None:
+    """F29: a database whose tables were made half way can never be opened again."""
+    database = tmp_path / "mlflow.db"
+    command = [sys.executable, "-c", CREATOR, f"sqlite:///{database}", str(tmp_path)]
+    with subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.DEVNULL) as creator:
+        while num_tables(tmp_path) < 10:
+            assert creator.poll() is None
+            time.sleep(0.001)
+        creator.kill()
+        creator.wait()
+    client = tracking_mlflow.connect(f"sqlite:///{database}", tmp_path)
+    assert client.create_experiment("works", artifact_location=str(tmp_path)) == "1"
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert not list(tmp_path.glob(".mlflow.db.new*"))
