@@ -100,14 +100,15 @@ class Finding:
         """The finding in one line."""
         if self.difference is None:
             return f"{self.mark:6}  {self.check}: {self.detail}"
-        at = f" at {self.where}" if self.difference else ""
+        at = f" at {self.where}" if self.where else ""
         found = f"largest difference {self.difference:.2g}{at}, allowed {self.tolerance:g}"
         return f"{self.mark:6}  {self.check}: {self.detail}; {found}"
 
 
 def judged(check: str, detail: str, found: tuple[float, str], tolerance: float) -> Finding:
     """The finding of a difference and where it was."""
-    return Finding(check, found[0] <= tolerance, detail, found[0], tolerance, found[1])
+    difference, where = found
+    return Finding(check, difference <= tolerance, detail, difference, tolerance, where if difference else "")
 
 
 def has_failed(findings: list[Finding]) -> bool:
