@@ -233,8 +233,9 @@ def selftest(
     chosen = spec.load(name, overrides or [])
     threads.choose_wait_policy()
     from harness import selftest as module
+    from harness.findings import Finding, has_failed, report
 
-    def say(finding: module.Finding) -> None:
+    def say(finding: Finding) -> None:
         colour = {True: "green", False: "red", None: "yellow"}[finding.ok]
         typer.secho(finding.line, fg=colour, err=as_json)
 
@@ -242,11 +243,11 @@ def selftest(
     findings = module.run(chosen, say)
     seconds = time.monotonic() - started
     if as_json:
-        print(json.dumps({**module.report(findings), "seconds": round(seconds, 1)}, indent=2))
+        print(json.dumps({**report(findings), "seconds": round(seconds, 1)}, indent=2))
     passed, failed, skipped = (sum(finding.ok is verdict for finding in findings) for verdict in (True, False, None))
     told = f"{passed} passed, {failed} FAILED, {skipped} not made, in {seconds:.0f} s"
     typer.secho(told, err=as_json)
-    raise typer.Exit(int(module.has_failed(findings)))
+    raise typer.Exit(int(has_failed(findings)))
 
 
 @app.command()

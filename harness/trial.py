@@ -22,6 +22,7 @@ from harness import assembly, checkpoint, registry, surgery
 from harness.assembly import Assembled, Loaded
 from harness.batch import Batch
 from harness.data import Example, Split, Splits
+from harness.findings import Finding, judged, largest
 from harness.method import Method
 from harness.spec import Spec
 from harness.task import Task
@@ -56,6 +57,10 @@ class Outcome:
     """What trains, before the first step."""
     weights: dict[str, Tensor]
     """The same after the last."""
+
+
+ON_GPU = 1e-2
+"""What two outcomes of the same steps may differ by on a GPU: norm of the difference over norm of what they changed."""
 
 
 class Trial:
@@ -130,6 +135,28 @@ class Trial:
 def take(training: Training, number: int) -> list[float]:
     """Take so many more steps; returns their losses."""
     return [step.loss for step in itertools.islice(training.steps(), number)]
+
+
+def same_steps(check: str, detail: str, trial: Trial, found: Outcome, expected: Outcome) -> Finding:
+    """Whether two ways to take the same steps end alike: bit for bit on a CPU, within `ON_GPU` elsewhere."""
+    losses = largest(by_step(found.losses), by_step(expected.losses))
+    if trial.accelerator.device.type == "cpu":
+        apart = max(losses, largest(found.weights, expected.weights))
+        return judged(check, f"{detail}, bit for bit", apart, 0.0)
+    moved = _norm(expected.weights, expected.start)
+    share = _norm(found.weights, expected.weights) / moved if moved else float("inf")
+    apart = max(losses, (share, largest(found.weights, expected.weights)[1]))
+    return judged(check, f"{detail}, as a share of what they change", apart, ON_GPU)
+
+
+def by_step(losses: list[float]) -> dict[str, Tensor]:
+    """The losses by the names they have in a finding."""
+    return {f"the loss of step {n}": torch.tensor(loss, dtype=torch.float64) for n, loss in enumerate(losses, 1)}
+
+
+def _norm(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    squares = [(tensor.double() - other[name].double()).square().sum() for name, tensor in one.items()]
+    return math.sqrt(float(sum(squares)))
 
 
 def _few(split: Split) -> Split:

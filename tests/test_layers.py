@@ -25,6 +25,7 @@ LAYERS = [
         "console",
         "device",
         "optim",
+        "findings",
     ],
     ["builtin", "ledger", "memory", "processes", "provenance", "metric", "method", "tracker", "yaml_source", "latency"],
     ["chain", "hub", "spool", "tracking_mlflow", "metrics", "methods"],
@@ -36,7 +37,8 @@ LAYERS = [
     ["tasks", "checkpoint", "gradients", "rollback", "evaluate", "baselines", "compression"],
     ["train", "assembly", "verification"],
     ["fingerprint", "report", "selection", "deployment", "trial"],
-    ["origins", "plan", "replicates", "selftest", "table", "variants"],
+    ["origins", "plan", "proofs", "replicates", "table", "variants"],
+    ["selftest"],
     ["run"],
     ["command", "cli"],
 ]

@@ -21,9 +21,11 @@ from harness.cli import app
 from harness.command import SMOKE, main
 from harness.console import Terminal
 from harness.errors import SpecError, TrainingError
+from harness.findings import Finding, judged, largest, report
 from harness.methods import awp, lora
 from harness.methods.mixout import Mixout
-from harness.selftest import Finding, two_processes
+from harness.proofs import CHECKS
+from harness.selftest import two_processes
 from harness.tracker import MemoryTracker
 from harness.train import Training
 from harness.trial import NUM_STEPS, ROWS, Trial
@@ -55,10 +57,10 @@ def trial(tiny: list[str], name: str, *more: str) -> Trial:
 
 
 def examined(tiny: list[str], check: str, name: str = "lora", *more: str) -> list[Finding]:
-    return selftest.examine(trial(tiny, name, *more), {check: selftest.CHECKS[check]}, lambda finding: None)
+    return selftest.examine(trial(tiny, name, *more), {check: CHECKS[check]}, lambda finding: None)
 
 
-RESUME, CUT, MEMORY, START, MERGE = selftest.CHECKS
+RESUME, CUT, MEMORY, START, MERGE = CHECKS
 EVERYTHING = (
     "full_finetune",
     "methods.lora={rank: 2, target_modules: all}",
@@ -93,8 +95,8 @@ def test_a_trial_is_a_few_short_texts_with_every_label(tiny: list[str]) -> None:
     ids=["lora", "lora mixout awp", "mixout box", "adapter sam"],
 )
 def test_what_holds_passes(name: list[str], tiny: list[str]) -> None:
-    found = selftest.examine(trial(tiny, *name), selftest.CHECKS, lambda finding: None)
-    assert {finding.check for finding in found} >= selftest.CHECKS.keys()
+    found = selftest.examine(trial(tiny, *name), CHECKS, lambda finding: None)
+    assert {finding.check for finding in found} >= CHECKS.keys()
     for finding in found:
         assert finding.ok or finding.detail.startswith("does not apply"), finding.line
 
@@ -242,11 +244,11 @@ def test_a_mistake_in_the_spec_is_told_as_one(tiny: list[str]) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_infinitely_far(value: float) -> None:
     one, other = {"a": torch.zeros(2)}, {"a": torch.tensor([0.0, value])}
-    assert selftest.largest(one, other) == (float("inf"), "a")
-    assert selftest.largest(one, {}) == (float("inf"), "a")
-    finding = selftest.judged("check", "detail", (float("inf"), "a"), 1.0)
+    assert largest(one, other) == (float("inf"), "a")
+    assert largest(one, {}) == (float("inf"), "a")
+    finding = judged("check", "detail", (float("inf"), "a"), 1.0)
     assert finding.ok is False
-    json.dumps(selftest.report([finding]), allow_nan=False)
+    json.dumps(report([finding]), allow_nan=False)
 
 
 # Two processes
@@ -313,7 +315,7 @@ def test_the_command(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     done = CliRunner().invoke(app, ["selftest", "lora", *tiny])
     assert done.exit_code == 0, done.output
     lines = [line for line in done.stdout.splitlines() if not line.startswith("NOTE")]
-    assert [line.partition(":")[0].split(maxsplit=1)[1] for line in lines[:-1]] == [*selftest.CHECKS, "1 process = 2"]
+    assert [line.partition(":")[0].split(maxsplit=1)[1] for line in lines[:-1]] == [*CHECKS, "1 process = 2"]
     assert lines[-1].startswith("5 passed, 0 FAILED, 1 not made, in ")
     merge_badly(monkeypatch)
     done = CliRunner().invoke(app, ["selftest", "lora", *tiny, "--json"])
@@ -336,7 +338,7 @@ def test_a_run_that_asks_for_it(tiny: list[str], tmp_path: Path) -> None:
     assert weights[0] == weights[1]
     verdict = json.loads((folder / "selftest.json").read_text())
     assert verdict["passed"]
-    assert [check["check"] for check in verdict["checks"]] == [*selftest.CHECKS]
+    assert [check["check"] for check in verdict["checks"]] == [*CHECKS]
     assert "selftest.json" in sealed(folder)
 
 
