@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from harness.errors import HarnessError, SpecError
 
 if TYPE_CHECKING:
     from harness.chain import Link
+    from harness.findings import Finding
     from harness.provenance import Verification
 
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -230,17 +232,17 @@ def selftest(
     """Prove the engine on an experiment's own data, model and machine, in about a minute. Exit code 0 passed, 1 not."""
     from harness import spec, threads
 
-    chosen = spec.load(name, overrides or [])
-    threads.choose_wait_policy()
-    from harness import selftest as module
-    from harness.findings import Finding, has_failed, report
-
     def say(finding: Finding) -> None:
         colour = {True: "green", False: "red", None: "yellow"}[finding.ok]
-        typer.secho(finding.line, fg=colour, err=as_json)
+        typer.secho(finding.line, fg=colour)
 
-    started = time.monotonic()
-    findings = module.run(chosen, say)
+    chosen, started = spec.load(name, overrides or []), time.monotonic()
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):  # for programs, notes go elsewhere
+        threads.choose_wait_policy()
+        from harness import selftest as module
+        from harness.findings import has_failed, report
+
+        findings = module.run(chosen, say)
     seconds = time.monotonic() - started
     if as_json:
         print(json.dumps({**report(findings), "seconds": round(seconds, 1)}, indent=2))
