@@ -207,18 +207,29 @@ class Training:
 
     def _update(self, number: int, loss: float, norm: float) -> str:
         """Take the optimizer step, or say why it was left out. Raises NonFinite."""
-        scaled = self.accelerator.scaler is not None  # which finds infinite gradients itself, and scales down
-        if not (math.isfinite(loss) and (scaled or math.isfinite(norm))):
+        scaler = self.accelerator.scaler  # in fp16: it finds infinite gradients itself, and scales down
+        if not (math.isfinite(loss) and (scaler or math.isfinite(norm))):
             self._judge_nonfinite(number, loss, norm)
+            if scaler:
+                scaler.update()
             return "nonfinite"
-        if scaled:
-            self.optimizer.step()
-        else:
+        if scaler is None:
             rollback.step(self.optimizer.optimizer, self.notice)
-        if self.optimizer.step_was_skipped:
+        elif self._overflows(scaler):
             return "loss scale"
         self.schedule.step()
         return ""
+
+    def _overflows(self, scaler: Any) -> bool:
+        """Take the step unless a scaled gradient is infinite; whether it was.
+
+        Told by the scale, which only then falls: a fused optimizer is always called, and leaves the step out on the
+        device, where `AcceleratedOptimizer.step_was_skipped` does not see it.
+        """
+        before = scaler.get_scale()
+        scaler.step(self.optimizer.optimizer)
+        scaler.update()
+        return bool(scaler.get_scale() < before)
 
     def _judge_nonfinite(self, number: int, loss: float, norm: float) -> None:
         left_out = self.progress.skipped.get("nonfinite", 0)

@@ -288,7 +288,6 @@ def scaled_by(scale: float, accelerator: Any) -> None:
 
 
 @pytest.mark.parametrize("rule", ["relative", "sam"])  # box adds e = 1e-6 to the norm, which a scale makes smaller
-@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step:UserWarning")  # accelerate patches it under a scale
 def test_under_a_loss_scale_the_weights_are_those_without(rule: Any, accelerator_of: Any) -> None:
     method = AWP(rule=rule, start=0.0, **RULES[rule][0])
     plain, scaled, accelerator = classifier(), classifier(), accelerator_of()
