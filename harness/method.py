@@ -34,7 +34,7 @@ class Method(Settings):
         return None
 
     def always(self) -> Method:
-        """The same method, active in every step if it acts in some only: what a trial of a few steps takes."""
+        """The same method, active in every step if it acts in some only: what a rehearsal of a few steps takes."""
         return self
 
     def edit_model(self, model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The engine's promises that one process can prove on a trial of a spec.
+"""The engine's promises that one process can prove on a rehearsal of a spec.
 
 resume          a run that is stopped after every step takes the steps of one that never was
 cut             however a batch is cut into micro-batches, the gradient is that of the uncut batch
@@ -27,8 +27,8 @@ from harness.evaluate import Evaluator
 from harness.findings import Finding, judged, largest
 from harness.fingerprint import Statement
 from harness.method import Backward
+from harness.rehearsal import BOUNDLESS, NUM_STEPS, Outcome, Rehearsal, same_steps, take
 from harness.train import Training
-from harness.trial import BOUNDLESS, NUM_STEPS, Outcome, Trial, same_steps, take
 
 GRADIENT = {"no": 1e-5, "fp16": 1e-2, "bf16": 5e-2}
 """Largest difference of two gradients, as a share of the largest entry, by precision."""
@@ -40,29 +40,29 @@ LOGITS = {"no": 1e-4, "fp16": 1e-2, "bf16": 1e-1}
 """Largest difference that merging may make."""
 _NOISE = 0.02
 
-Check = Callable[[Trial], list[Finding]]
+Check = Callable[[Rehearsal], list[Finding]]
 
 
 # --------------------------------------------------------------------------------------------------------------- resume
 
 
-def resume(trial: Trial) -> list[Finding]:
+def resume(rehearsal: Rehearsal) -> list[Finding]:
     """Steps without a stop against steps that are each taken by a new model, from the checkpoint of the one before."""
-    _, expected = trial.trained
-    statement = Statement(trial.spec, trial.seed, "selftest", trial.loaded, trial.accelerator, None)
+    _, expected = rehearsal.trained
+    statement = Statement(rehearsal.spec, rehearsal.seed, "selftest", rehearsal.loaded, rehearsal.accelerator, None)
     losses: list[float] = []
     with tempfile.TemporaryDirectory() as place:
         before = Checkpoints(Path(place) / "0", 1, statement)
         for number in range(1, NUM_STEPS + 1):
-            assembled, training = _go_on(trial, before)
+            assembled, training = _go_on(rehearsal, before)
             losses += take(training, 1)
             before = Checkpoints(Path(place) / str(number), 1, statement)
             before.save(_snapshot(assembled, training, number))
             shutil.rmtree(Path(place) / str(number - 1), ignore_errors=True)
-        assembled, _ = _go_on(trial, before)
+        assembled, _ = _go_on(rehearsal, before)
     found = Outcome(losses, expected.start, checkpoint.trained_state(assembled.model))
     detail = f"{NUM_STEPS} steps in 2 epochs, stopped after each and read back from a checkpoint"
-    return [same_steps("resume = uninterrupted", detail, trial, found, expected)]
+    return [same_steps("resume = uninterrupted", detail, rehearsal, found, expected)]
 
 
 def _snapshot(assembled: Assembled, training: Training, number: int) -> Snapshot:
@@ -70,10 +70,10 @@ def _snapshot(assembled: Assembled, training: Training, number: int) -> Snapshot
     return Snapshot(number, checkpoint.trained_state(assembled.model), training.optimizer_state(), {}, progress)
 
 
-def _go_on(trial: Trial, checkpoints: Checkpoints) -> tuple[Assembled, Training]:
+def _go_on(rehearsal: Rehearsal, checkpoints: Checkpoints) -> tuple[Assembled, Training]:
     """A new model where the newest checkpoint left it, or at its start."""
-    assembled = trial.fresh()
-    training = trial.training(assembled)
+    assembled = rehearsal.fresh()
+    training = rehearsal.training(assembled)
     if snapshot := checkpoints.newest():
         checkpoint.restore(assembled.model, snapshot.trained)
         training.load_state(snapshot.optimizer, snapshot.progress["training"])
@@ -84,31 +84,31 @@ def _go_on(trial: Trial, checkpoints: Checkpoints) -> tuple[Assembled, Training]
 # ------------------------------------------------------------------------------------------------------------------ cut
 
 
-def cuts(trial: Trial) -> list[Finding]:
+def cuts(rehearsal: Rehearsal) -> list[Finding]:
     """The gradient of one batch, computed whole by torch alone and cut by the engine, after some steps."""
-    check, (assembled, _) = "any cut = one batch", trial.trained
+    check, (assembled, _) = "any cut = one batch", rehearsal.trained
     surgery.disable_dropout(assembled.model)
-    batch = trial.batch(assembled)
-    if draws_anew(trial, assembled, batch):
+    batch = rehearsal.batch(assembled)
+    if draws_anew(rehearsal, assembled, batch):
         return [Finding(check, None, DRAWS_ANEW)]
-    precision = trial.accelerator.mixed_precision
-    detail, worst = _worst_cut(trial, assembled, batch)
+    precision = rehearsal.accelerator.mixed_precision
+    detail, worst = _worst_cut(rehearsal, assembled, batch)
     if precision == "no" and worst[0] > GRADIENT[precision]:  # AWP's direction amplifies what is rounded
         assembled.model.double()
-        detail, exact = _worst_cut(trial, assembled, batch)
+        detail, exact = _worst_cut(rehearsal, assembled, batch)
         assembled.model.float()
         return [judged(check, f"{detail}, in float64 (in float32 rounding makes {worst[0]:.2g})", exact, IN_FLOAT64)]
     return [judged(check, detail, worst, GRADIENT[precision])]
 
 
-def _worst_cut(trial: Trial, assembled: Assembled, batch: Batch) -> tuple[str, tuple[float, str]]:
+def _worst_cut(rehearsal: Rehearsal, assembled: Assembled, batch: Batch) -> tuple[str, tuple[float, str]]:
     """What was compared, and the largest difference as a share of the largest entry of the whole gradient."""
-    expected = _gradient(assembled, _uncut(trial, assembled, batch))
+    expected = _gradient(assembled, _uncut(rehearsal, assembled, batch))
     scale = max(float(gradient.abs().max()) for gradient in expected.values())
     tokens = len(batch) * int(batch.lengths.max())
     worst, numbers = (0.0, ""), list[str]()
     for budget in (tokens, tokens // 2, tokens // 4, 1):
-        training = trial.training(assembled, budget)
+        training = rehearsal.training(assembled, budget)
         training.exact.load(batch)
         difference, where = largest(_gradient(assembled, training.backward), expected)
         numbers.append(str(training.exact.num_micro_batches))
@@ -120,22 +120,24 @@ def _worst_cut(trial: Trial, assembled: Assembled, batch: Batch) -> tuple[str, t
 DRAWS_ANEW = "does not apply: beside dropout something draws anew in every forward (as mixout does with scope: forward)"
 
 
-def draws_anew(trial: Trial, assembled: Assembled, batch: Batch) -> bool:
+def draws_anew(rehearsal: Rehearsal, assembled: Assembled, batch: Batch) -> bool:
     """Whether two gradients of the uncut batch differ although dropout is off."""
-    first, second = (_gradient(assembled, _uncut(trial, assembled, batch)) for _ in range(2))
+    first, second = (_gradient(assembled, _uncut(rehearsal, assembled, batch)) for _ in range(2))
     scale = max(float(gradient.abs().max()) for gradient in first.values())
-    return largest(first, second)[0] > GRADIENT[trial.accelerator.mixed_precision] * scale
+    return largest(first, second)[0] > GRADIENT[rehearsal.accelerator.mixed_precision] * scale
 
 
-def _uncut(trial: Trial, assembled: Assembled, batch: Batch) -> Backward:
+def _uncut(rehearsal: Rehearsal, assembled: Assembled, batch: Batch) -> Backward:
     """The gradient of the whole batch by one forward and one backward, through the methods."""
 
     def whole() -> Tensor:
         for parameter in assembled.model.parameters():
             parameter.grad = None
-        with trial.accelerator.autocast():
-            loss: Tensor = trial.task.loss(assembled.model, batch.to(trial.accelerator.device), trial.task.count(batch))
-        trial.accelerator.backward(loss)
+        with rehearsal.accelerator.autocast():
+            loss: Tensor = rehearsal.task.loss(
+                assembled.model, batch.to(rehearsal.accelerator.device), rehearsal.task.count(batch)
+            )
+        rehearsal.accelerator.backward(loss)
         return loss.detach()
 
     backward: Backward = whole
@@ -180,11 +182,11 @@ class _Shortage:
             hook.remove()
 
 
-def out_of_memory(trial: Trial) -> list[Finding]:
+def out_of_memory(rehearsal: Rehearsal) -> list[Finding]:
     """A step in which memory runs out and one more, against the same two with the smaller cut from the start."""
-    check, assembled = "out of memory = planned cut", trial.fresh()
+    check, assembled = "out of memory = planned cut", rehearsal.fresh()
     start = checkpoint.trained_state(assembled.model)
-    training = trial.training(assembled, BOUNDLESS)
+    training = rehearsal.training(assembled, BOUNDLESS)
     shortage = _Shortage(assembled.model)
     losses = take(training, 1)
     shortage.end()
@@ -192,65 +194,65 @@ def out_of_memory(trial: Trial) -> list[Finding]:
     found = Outcome(losses + take(training, 1), start, checkpoint.trained_state(assembled.model))
     if not shortage.count:
         return [Finding(check, False, "memory never ran out, though the test made it")]
-    planned = trial.fresh()
-    losses = take(trial.training(planned, budget), 2)
+    planned = rehearsal.fresh()
+    losses = take(rehearsal.training(planned, budget), 2)
     expected = Outcome(losses, start, checkpoint.trained_state(planned.model))
     detail = f"2 steps, the first without memory for more than {shortage.limit} tokens, with dropout"
-    return [same_steps(check, detail, trial, found, expected)]
+    return [same_steps(check, detail, rehearsal, found, expected)]
 
 
 # ----------------------------------------------------------------------------------------------------------- start, off
 
 
-def strength(trial: Trial) -> list[Finding]:
+def strength(rehearsal: Rehearsal) -> list[Finding]:
     """Every method at its start, and those that have one at their strength zero."""
-    methods, check = trial.methods, "start = pretrained"
+    methods, check = rehearsal.methods, "start = pretrained"
     if not methods:
         return [Finding("start = pretrained", None, "does not apply: full fine-tuning has no methods")]
     promised = {name: method for name, method in methods.items() if method.starts_pretrained}
     rest = f" ({', '.join(methods.keys() - promised.keys())} does not promise it)" if promised != methods else ""
     if promised:
-        found, expected = (_logits(trial, trial.fresh(chosen)) for chosen in (promised, {}))
-        tolerance = START[trial.accelerator.mixed_precision]
+        found, expected = (_logits(rehearsal, rehearsal.fresh(chosen)) for chosen in (promised, {}))
+        tolerance = START[rehearsal.accelerator.mixed_precision]
         findings = [judged(check, f"logits under {', '.join(promised)}{rest}", largest(found, expected), tolerance)]
     else:
         findings = [Finding(check, None, f"does not apply{rest}")]
     for name, method in methods.items():
         if (off := method.off()) is not None:
-            without = {other: m for other, m in trial.methods.items() if other != name}
-            outcomes = [trial.steps(trial.fresh(m), 2) for m in ({**trial.methods, name: off}, without)]
+            without = {other: m for other, m in rehearsal.methods.items() if other != name}
+            outcomes = [rehearsal.steps(rehearsal.fresh(m), 2) for m in ({**rehearsal.methods, name: off}, without)]
             check, detail = f"{name} at zero = off", f"2 steps against those without {name}"
-            findings.append(same_steps(check, detail, trial, *outcomes))
+            findings.append(same_steps(check, detail, rehearsal, *outcomes))
     return findings
 
 
-def _logits(trial: Trial, assembled: Assembled) -> dict[str, Tensor]:
-    predictions = _evaluator(trial).predict_alone(assembled.model, trial.task, "test")
+def _logits(rehearsal: Rehearsal, assembled: Assembled) -> dict[str, Tensor]:
+    predictions = _evaluator(rehearsal).predict_alone(assembled.model, rehearsal.task, "test")
     return {"logits": torch.from_numpy(predictions.scores)}
 
 
-def _evaluator(trial: Trial) -> Evaluator:
-    return Evaluator(trial.accelerator, lambda notice: None)
+def _evaluator(rehearsal: Rehearsal) -> Evaluator:
+    return Evaluator(rehearsal.accelerator, lambda notice: None)
 
 
 # ---------------------------------------------------------------------------------------------------------------- merge
 
 
-def merge(trial: Trial) -> list[Finding]:
+def merge(rehearsal: Rehearsal) -> list[Finding]:
     """The merged copy of the trained model against that model, on a few test texts."""
-    check, (assembled, _) = "merged = unmerged", trial.trained
+    check, (assembled, _) = "merged = unmerged", rehearsal.trained
     if not assembled.merges:
         return [Finding(check, None, "does not apply: no method of this spec can be merged")]
-    _stir(assembled.model, trial.seed)
-    evaluator = _evaluator(trial)
-    before = evaluator.predict_alone(assembled.model, trial.task, "test")
+    _stir(assembled.model, rehearsal.seed)
+    evaluator = _evaluator(rehearsal)
+    before = evaluator.predict_alone(assembled.model, rehearsal.task, "test")
     merged = deployment.merged(assembled)
-    changes = deployment.merge_changes(trial.task, assembled.model, merged, before, evaluator)
+    changes = deployment.merge_changes(rehearsal.task, assembled.model, merged, before, evaluator)
     flips = int(changes["merge/label_flips"])
     detail = f"logits of {len(before.labels)} texts after {NUM_STEPS} steps and some noise, {flips} labels flipped"
     apart = changes["merge/max_logit_difference"], "a logit"
-    found = judged(check, detail, apart, LOGITS[trial.accelerator.mixed_precision])
-    may_flip = trial.accelerator.mixed_precision != "no"
+    found = judged(check, detail, apart, LOGITS[rehearsal.accelerator.mixed_precision])
+    may_flip = rehearsal.accelerator.mixed_precision != "no"
     return [dataclasses.replace(found, ok=found.ok and (may_flip or not flips))]
 
 

@@ -1,7 +1,7 @@
 """Proves on one's own spec, data, model and machine that the engine keeps its promises there: `harness selftest`.
 
 Bit for bit means so on a CPU. On a GPU, where some kernels add in an order that changes, two outcomes of the same steps
-may differ by `trial.ON_GPU` of what the steps changed.
+may differ by `rehearsal.ON_GPU` of what the steps changed.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from harness.data import Splits
 from harness.errors import Interrupted, TrainingError, UserError
 from harness.findings import Finding, has_failed, judged, largest, report
 from harness.proofs import CHECKS, DRAWS_ANEW, Check, draws_anew
+from harness.rehearsal import NUM_STEPS, Alone, Outcome, Rehearsal, by_step
 from harness.spec import Spec
 from harness.tracker import Tracker
-from harness.trial import NUM_STEPS, Alone, Outcome, Trial, by_step
 
 PROCESSES = 1e-5
 """Largest difference of a weight or loss between one process and two, in float64."""
@@ -44,8 +44,8 @@ def run(chosen: Spec, say: Callable[[Finding], None]) -> list[Finding]:
     accelerator = processes.build_accelerator(device.resolve_precision(chosen.precision, lambda notice: None))
     device.use_all_cores(lambda notice: None)
     device.use_fast_matmul(lambda notice: None)
-    trial = Trial(chosen, data.load(chosen.data), accelerator, chosen.seeds[0])
-    return examine(trial, {**CHECKS, "1 process = 2": two_processes}, say)
+    rehearsal = Rehearsal(chosen, data.load(chosen.data), accelerator, chosen.seeds[0])
+    return examine(rehearsal, {**CHECKS, "1 process = 2": two_processes}, say)
 
 
 def precede(
@@ -66,9 +66,9 @@ def precede(
     if accelerator.is_main_process:
         before = seeding.capture()
         terminal.say("\nselftest")
-        trial = Trial(chosen, splits, Alone(accelerator), seed)
-        findings = examine(trial, CHECKS, lambda finding: terminal.say(finding.line))
-        trial.release()
+        rehearsal = Rehearsal(chosen, splits, Alone(accelerator), seed)
+        findings = examine(rehearsal, CHECKS, lambda finding: terminal.say(finding.line))
+        rehearsal.release()
         seeding.restore(before)
         device.reset_peak_memory()
         storage.write_json(folder / "selftest.json", report(findings))
@@ -79,12 +79,12 @@ def precede(
         raise TrainingError("the selftest failed", where="provenance.selftest", why=failed, fix=fix)
 
 
-def examine(trial: Trial, checks: Mapping[str, Check], say: Callable[[Finding], None]) -> list[Finding]:
+def examine(rehearsal: Rehearsal, checks: Mapping[str, Check], say: Callable[[Finding], None]) -> list[Finding]:
     """Make the checks one after the other; one that breaks has failed, and the others are made all the same."""
     findings: list[Finding] = []
     for name, check in checks.items():
         try:
-            found = check(trial)
+            found = check(rehearsal)
         except (UserError, Interrupted):
             raise
         except Exception as error:
@@ -96,19 +96,21 @@ def examine(trial: Trial, checks: Mapping[str, Check], say: Callable[[Finding], 
     return findings
 
 
-def two_processes(trial: Trial, patience: float = PATIENCE_SECONDS) -> list[Finding]:
+def two_processes(rehearsal: Rehearsal, patience: float = PATIENCE_SECONDS) -> list[Finding]:
     """The same steps in one process and in two on this CPU, in float64: what differs is not rounding."""
     check, number = "1 process = 2", NUM_STEPS - 1
     if reason := _why_not_two():
         return [Finding(check, None, f"not made: {reason}")]
-    assembled = trial.fresh(dropout=False)
-    if draws_anew(trial, assembled, trial.batch(assembled)):
+    assembled = rehearsal.fresh(dropout=False)
+    if draws_anew(rehearsal, assembled, rehearsal.batch(assembled)):
         return [Finding(check, None, DRAWS_ANEW)]
     with tempfile.TemporaryDirectory() as place:
-        folder, is_here = Path(place), _is_plain(trial.accelerator)
-        storage.write_text(folder / "spec.yaml", yaml_source.dump({**trial.whole.resolved(), "seeds": [trial.seed]}))
+        folder, is_here = Path(place), _is_plain(rehearsal.accelerator)
+        storage.write_text(
+            folder / "spec.yaml", yaml_source.dump({**rehearsal.whole.resolved(), "seeds": [rehearsal.seed]})
+        )
         if is_here:
-            _write(_in_float64(trial), folder, 1, 0)
+            _write(_in_float64(rehearsal), folder, 1, 0)
         for world in (2,) if is_here else (1, 2):
             if problem := _launch(folder, world, patience):
                 return [Finding(check, False, problem)]
@@ -129,10 +131,10 @@ def _is_plain(accelerator: Accelerator) -> bool:
     return bool(accelerator.device.type == "cpu" and accelerator.mixed_precision == "no")
 
 
-def _in_float64(trial: Trial) -> Outcome:
-    assembled = trial.fresh(dropout=False)
+def _in_float64(rehearsal: Rehearsal) -> Outcome:
+    assembled = rehearsal.fresh(dropout=False)
     assembled.model.double()
-    return trial.steps(assembled, NUM_STEPS - 1)
+    return rehearsal.steps(assembled, NUM_STEPS - 1)
 
 
 def _write(outcome: Outcome, folder: Path, world: int, rank: int) -> None:
@@ -187,8 +189,8 @@ def work(folder: Path) -> None:
         accelerator = processes.build_accelerator("no")
         device.use_all_cores(lambda notice: None)
         chosen = spec.reload(folder / "spec.yaml", {})
-        trial = Trial(chosen, data.load(chosen.data), accelerator, chosen.seeds[0])
-        _write(_in_float64(trial), folder, world, rank)
+        rehearsal = Rehearsal(chosen, data.load(chosen.data), accelerator, chosen.seeds[0])
+        _write(_in_float64(rehearsal), folder, world, rank)
         processes.wait(accelerator)
     except Exception as error:
         told = str(error).splitlines() or [""]

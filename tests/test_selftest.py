@@ -25,10 +25,10 @@ from harness.findings import Finding, judged, largest, report
 from harness.methods import awp, lora
 from harness.methods.mixout import Mixout
 from harness.proofs import CHECKS
+from harness.rehearsal import NUM_STEPS, ROWS, Rehearsal
 from harness.selftest import two_processes
 from harness.tracker import MemoryTracker
 from harness.train import Training
-from harness.trial import NUM_STEPS, ROWS, Trial
 from tests.stores import QUIET
 
 WORDS = ["good", "bad", "the screen", "was", "never", "again", "a very nice one", "terrible"]
@@ -51,13 +51,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [f"data.name={folder / 'own.csv'}", f"model.name={folder / 'model'}", "data.max_test_overlap=1.0"]
 
 
-def trial(tiny: list[str], name: str, *more: str) -> Trial:
+def rehearsal(tiny: list[str], name: str, *more: str) -> Rehearsal:
     chosen = spec.load(name, [*tiny, *more])
-    return Trial(chosen, data.load(chosen.data), Accelerator(cpu=True), 1)
+    return Rehearsal(chosen, data.load(chosen.data), Accelerator(cpu=True), 1)
 
 
 def examined(tiny: list[str], check: str, name: str = "lora", *more: str) -> list[Finding]:
-    return selftest.examine(trial(tiny, name, *more), {check: CHECKS[check]}, lambda finding: None)
+    return selftest.examine(rehearsal(tiny, name, *more), {check: CHECKS[check]}, lambda finding: None)
 
 
 RESUME, CUT, MEMORY, START, MERGE = CHECKS
@@ -73,7 +73,7 @@ EVERYTHING = (
 
 
 def test_a_trial_is_a_few_short_texts_with_every_label(tiny: list[str]) -> None:
-    small = trial(tiny, "awp", "methods.awp={start_epoch: 4, every: 3}")
+    small = rehearsal(tiny, "awp", "methods.awp={start_epoch: 4, every: 3}")
     rows = small.loaded.splits.train.examples
     assert len(rows) == ROWS
     assert {example.label for example in rows} == {0, 1}
@@ -95,7 +95,7 @@ def test_a_trial_is_a_few_short_texts_with_every_label(tiny: list[str]) -> None:
     ids=["lora", "lora mixout awp", "mixout box", "adapter sam"],
 )
 def test_what_holds_passes(name: list[str], tiny: list[str]) -> None:
-    found = selftest.examine(trial(tiny, *name), CHECKS, lambda finding: None)
+    found = selftest.examine(rehearsal(tiny, *name), CHECKS, lambda finding: None)
     assert {finding.check for finding in found} >= CHECKS.keys()
     for finding in found:
         assert finding.ok or finding.detail.startswith("does not apply"), finding.line
@@ -227,10 +227,10 @@ def test_a_merge_that_is_off(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_check_that_breaks_has_failed_and_the_next_is_made() -> None:
-    def broken(trial: Trial) -> list[Finding]:
+    def broken(rehearsal: Rehearsal) -> list[Finding]:
         raise AssertionError("one\ntwo")
 
-    checks = {"first": broken, "second": lambda trial: [Finding("second", True, "fine")]}
+    checks = {"first": broken, "second": lambda rehearsal: [Finding("second", True, "fine")]}
     said: list[str] = []
     selftest.examine(None, checks, lambda finding: said.append(finding.line))  # type: ignore[arg-type]
     assert said == ["FAILED  first: AssertionError: one", "ok      second: fine"]
@@ -256,20 +256,20 @@ def test_what_is_not_finite_is_infinitely_far(value: float) -> None:
 
 @pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tiny: list[str]) -> None:
-    (finding,) = two_processes(trial(tiny, *EVERYTHING))
+    (finding,) = two_processes(rehearsal(tiny, *EVERYTHING))
     assert finding.ok, finding.line
 
 
 @pytest.mark.slow
 def test_processes_that_take_other_steps(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Trial.steps
+    original = Rehearsal.steps
 
-    def other(self: Trial, *arguments: Any) -> Any:
+    def other(self: Rehearsal, *arguments: Any) -> Any:
         outcome = original(self, *arguments)
         return dataclasses.replace(outcome, weights={n: t + 1e-4 for n, t in outcome.weights.items()})
 
-    monkeypatch.setattr(Trial, "steps", other)
-    (finding,) = two_processes(trial(tiny, "lora"))
+    monkeypatch.setattr(Rehearsal, "steps", other)
+    (finding,) = two_processes(rehearsal(tiny, "lora"))
     assert finding.ok is False
     assert finding.difference == pytest.approx(1e-4)
 
@@ -288,13 +288,13 @@ def test_a_process_that_dies_or_hangs(
 ) -> None:
     """F24."""
     monkeypatch.setenv(faults.VARIABLE, fault)
-    (finding,) = two_processes(trial(tiny, "lora"), patience)
+    (finding,) = two_processes(rehearsal(tiny, "lora"), patience)
     assert finding.ok is False
     assert told in finding.detail
 
 
 def test_below_a_launcher_no_processes_are_started(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    small = trial(tiny, "lora")
+    small = rehearsal(tiny, "lora")
     monkeypatch.setenv("WORLD_SIZE", "1")
     (finding,) = two_processes(small)
     assert finding.line.startswith("??")
@@ -306,7 +306,9 @@ def test_below_a_launcher_no_processes_are_started(tiny: list[str], monkeypatch:
 
 @pytest.fixture
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftest, "two_processes", lambda trial: [Finding("1 process = 2", None, "not made: a test")])
+    monkeypatch.setattr(
+        selftest, "two_processes", lambda rehearsal: [Finding("1 process = 2", None, "not made: a test")]
+    )
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ ON_GPU = 1e-2
 """What two outcomes of the same steps may differ by on a GPU: norm of the difference over norm of what they changed."""
 
 
-class Trial:
+class Rehearsal:
     """Assembles and trains the small spec as often as wanted, always from the same start."""
 
     def __init__(self, spec: Spec, splits: Splits, accelerator: Accelerator, seed: int) -> None:
@@ -137,10 +137,10 @@ def take(training: Training, number: int) -> list[float]:
     return [step.loss for step in itertools.islice(training.steps(), number)]
 
 
-def same_steps(check: str, detail: str, trial: Trial, found: Outcome, expected: Outcome) -> Finding:
+def same_steps(check: str, detail: str, rehearsal: Rehearsal, found: Outcome, expected: Outcome) -> Finding:
     """Whether two ways to take the same steps end alike: bit for bit on a CPU, within `ON_GPU` elsewhere."""
     losses = largest(by_step(found.losses), by_step(expected.losses))
-    if trial.accelerator.device.type == "cpu":
+    if rehearsal.accelerator.device.type == "cpu":
         apart = max(losses, largest(found.weights, expected.weights))
         return judged(check, f"{detail}, bit for bit", apart, 0.0)
     moved = _norm(expected.weights, expected.start)
