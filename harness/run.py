@@ -220,7 +220,7 @@ def _run_seed(
             if spec.evaluation.baselines and not session.yardsticks:
                 given = loaded.splits, spec.data, spec.model.name, spec.model.revision
                 session.yardsticks.extend(baselines.measure(*given, terminal.say))
-            scores["time/total_s"] = time.monotonic() - started
+            scores["time/total_s"] = selected.seconds_before + time.monotonic() - started
             own = baselines.score(predictions.labels, predictions.predicted, predictions.label_names)
             ladder = report.score_rows(own, session.yardsticks, name)
             report.learning_curves(selected.history, selected.step, folder)

@@ -43,6 +43,8 @@ class Selected:
     train_seconds: float = 0.0
     num_out_of_memory: int = 0
     seconds_lost: float = 0.0
+    seconds_before: float = 0.0
+    """What the run took in processes before this one, up to the checkpoint it goes on from."""
     is_done: bool = False
     """Whether training is over: nothing is left but to judge the best checkpoint."""
 
@@ -66,7 +68,7 @@ class Selection:
         self.per_epoch = task.num_batches(spec.train.batch_size)
         self.total = spec.train.total_steps(self.per_epoch)
         self.failed_saves = 0
-        self.saved_at = self.clock = time.monotonic()
+        self.saved_at = self.clock = self.begun = time.monotonic()
 
     def select(self, seed: int, snapshot: Snapshot | None = None) -> Selected:
         """Take steps until the end or until nothing got better for the patience; `seed` orders the examples.
@@ -225,6 +227,7 @@ class Selection:
         found = {key: value for key, value in vars(self.found).items() if key != "state"}
         progress: dict[str, Any] = {"training": self.training.state(), "selected": found, "random": random_states}
         progress["evaluation_tokens"] = self.evaluator.tokens
+        progress["seconds"] = self.found.seconds_before + time.monotonic() - self.begun
         trained = checkpoint.trained_state(self.assembled.model)
         return Snapshot(step, trained, self.training.optimizer_state(), self.found.state, progress)
 
@@ -236,6 +239,7 @@ class Selection:
         for key, points in snapshot.progress["selected"].pop("history").items():
             history[key] = [(step, value) for step, value in points]
         self.found = Selected(history, state=snapshot.best, **snapshot.progress["selected"])
+        self.found.seconds_before, self.begun = snapshot.progress["seconds"], time.monotonic()
         self.evaluator.tokens = snapshot.progress["evaluation_tokens"]
         states = snapshot.progress["random"]
         if self.accelerator.process_index < len(states):
