@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,6 +87,10 @@ class Snapshot:
     """Counts the processes that worked on the run, one after the other."""
 
 
+class _Damaged(StorageError):
+    """A checkpoint that is proven not to be what was saved."""
+
+
 class Signer(Protocol):
     """Signs a run's statements, each chained to the one before it."""
 
@@ -94,6 +99,17 @@ class Signer(Protocol):
 
     def follow(self, statement: str, attempt: int | None = None) -> None:
         """Let the next statement follow this one: its checkpoint is committed."""
+
+
+class Unsigned:
+    """Signs nothing: for whoever only reads."""
+
+    def checkpoint(self, folder: Path, step: int) -> str:
+        """Not to be called."""
+        raise AssertionError("nothing is saved here")
+
+    def follow(self, statement: str, attempt: int | None = None) -> None:
+        """Nothing follows."""
 
 
 class Checkpoints:
@@ -124,6 +140,8 @@ class Checkpoints:
             return
         faults.point("checkpoint.before")
         self._sweep()
+        for folder in self._committed():
+            self._remember(folder)  # in case a full disk kept a statement from the chain
         temporary = self.folder / f".tmp-{snapshot.step:07d}-{os.getpid()}"
         try:
             self._refuse_full_disk(snapshot)
@@ -133,30 +151,31 @@ class Checkpoints:
             faults.point("checkpoint.after_rename")
             storage.sync(self.folder)
             self._signer.follow(statement)
+            self._saved = snapshot.step
             self._remember(final)
         except OSError as error:
             raise StorageError(f"cannot save the checkpoint of step {snapshot.step}", why=str(error)) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        self._saved = snapshot.step
         faults.point("checkpoint.before_prune")
         for old in self._committed()[self.keep :]:
-            _remove(old)
+            with suppress(OSError):  # the next save tries again
+                _remove(old)
 
     def newest(self) -> Snapshot | None:
         """The newest checkpoint that is whole and ours; None if none was ever saved.
 
-        One that is not is set aside as `corrupt-...`, and the reason is told.
+        One that is proven to be damaged is set aside as `corrupt-...`, and the reason is told.
 
         Raises:
-            StorageError: there are checkpoints, and none of them can be used.
+            StorageError: one cannot be read or authenticated here, or there were checkpoints and none is left.
         """
         self._sweep()
         reasons = []
         for folder in self._committed():
             try:
                 snapshot = self._read(folder)
-            except StorageError as error:
+            except _Damaged as error:
                 reasons.append(str(error))
                 aside = folder.with_name(f"corrupt-{folder.name.removeprefix('step-')}-{os.urandom(2).hex()}")
                 folder.rename(aside)
@@ -166,15 +185,15 @@ class Checkpoints:
             self._signer.follow(snapshot.statement)
             self._saved = snapshot.step
             return snapshot
-        if reasons:
-            fix = "start the experiment anew; --insecure accepts checkpoints that are not signed with your key"
-            raise StorageError(f"no checkpoint in {self.folder} can be used", why="; ".join(reasons), fix=fix)
+        if reasons or any(self.folder.glob("corrupt-*")) or any(self.chain.glob("step-*")):
+            why = "; ".join(reasons) or "those there were are gone, or were set aside as corrupt"
+            fix = "start the experiment anew"
+            raise StorageError(f"no checkpoint in {self.folder} can be used", why=why, fix=fix)
         return None
 
     def clear(self) -> None:
         """Remove all checkpoints of a run that is finished; their statements stay."""
-        if self.folder.is_dir():
-            _remove(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)  # in its place, which the end statement leaves out
 
     def _write(self, snapshot: Snapshot, folder: Path) -> str:
         storage.write_tensors(folder / WEIGHTS, snapshot.trained)
@@ -200,21 +219,31 @@ class Checkpoints:
             raise StorageError(what, where=str(self.folder), fix="free some disk space, or name another disk: output=")
 
     def _read(self, folder: Path) -> Snapshot:
-        """One checkpoint, every file authenticated before it is parsed. Raises StorageError."""
-        envelope = provenance.open_envelope(folder / ENVELOPE, self._keys)
-        is_unsigned = envelope.check.ok is None and envelope.predicate is not None
-        if envelope.predicate is None or (is_unsigned and self._keys and not self._insecure):
-            raise StorageError(f"{folder.name}/{ENVELOPE}: {envelope.check.detail}")
+        """One checkpoint, every file authenticated before it is parsed. Raises StorageError, _Damaged."""
+        if not (folder / ENVELOPE).exists():
+            raise _Damaged(f"{folder.name}/{ENVELOPE}: missing")
+        envelope = provenance.open_envelope(folder / ENVELOPE, self._keys, "checkpoint")
+        if envelope.check.ok is False:
+            raise _Damaged(f"{folder.name}/{ENVELOPE}: {envelope.check.detail}")
+        if envelope.predicate is None:
+            fix = "put the key it was signed with into the keyring (harness keys list)"
+            raise StorageError(f"{folder.name} cannot be authenticated", why=envelope.check.detail, fix=fix)
+        if envelope.check.ok is None and self._keys and not self._insecure:
+            fix = "--insecure accepts checkpoints that are not signed"
+            raise StorageError(f"{folder.name} cannot be authenticated", why=envelope.check.detail, fix=fix)
         names = {path.name for path in folder.iterdir()} - {ENVELOPE}
         if odd := sorted(names ^ envelope.subjects.keys() | set(_FILES) - names):
-            raise StorageError(f"{folder.name}/{odd[0]}: missing, or not part of the checkpoint")
+            raise _Damaged(f"{folder.name}/{odd[0]}: missing, or not part of the checkpoint")
         content = {name: _authentic(folder / name, digest) for name, digest in envelope.subjects.items()}
         try:
             trained, optimizer, best = (parse_tensors(content[name]) for name in _FILES[:3])
             progress = json.loads(content["progress.json"])
             step, attempt = int(envelope.predicate["step"]), int(envelope.predicate["attempt"])
         except (SafetensorError, ValueError, KeyError) as error:
-            raise StorageError(f"{folder.name}: of another format", why=f"{type(error).__name__}: {error}") from error
+            raise _Damaged(f"{folder.name}: of another format", why=f"{type(error).__name__}: {error}") from error
+        told = f"step-{step:07d} of {envelope.predicate.get('runId')}"
+        if told != f"{folder.name} of {self.folder.parent.name}":
+            raise _Damaged(f"{folder.name}: the statement is about {told}")
         return Snapshot(step, trained, optimizer, best, progress, envelope.attestation_id, attempt)
 
     def _remember(self, folder: Path) -> None:
@@ -238,7 +267,7 @@ class Checkpoints:
 
 
 def _authentic(path: Path, digest: str) -> bytes:
-    """The content of a file, if it is what was sealed. Raises StorageError."""
+    """The content of a file, if it is what was sealed. Raises StorageError, _Damaged."""
     try:
         content = digests.read(path, path.lstat().st_size)
     except (OSError, ValueError) as error:
@@ -246,7 +275,7 @@ def _authentic(path: Path, digest: str) -> bytes:
     found = hashlib.sha256(content).hexdigest()
     if not digests.same(found, digest):
         what = f"{path.parent.name}/{path.name}: changed since it was saved"
-        raise StorageError(what, why=f"{len(content)} bytes, sha256 {found[:12]}... instead of {digest[:12]}...")
+        raise _Damaged(what, why=f"{len(content)} bytes, sha256 {found[:12]}... instead of {digest[:12]}...")
     return content
 
 

@@ -144,17 +144,28 @@ def _resume(run: str, flags: list[str], words: list[str]) -> tuple[spec.Spec, st
     for flag in {"--plan", "--smoke"} & set(flags):
         raise SpecError("does not go with --resume", where=flag, fix="leave it out")
     folder = Path(run)
-    if not folder.is_dir():
-        output = storage.PROJECT / given.get("output", "mlruns")
-        folder = output / "runs" / storage.safe_name(run)
+    if "/" not in run:
+        folder = storage.PROJECT / given.get("output", "mlruns") / "runs" / storage.safe_name(run)
     if not (folder / "spec.yaml").is_file():
         known = [path.parent.name for path in folder.parent.glob("*/spec.yaml")]
         raise UserError(f"no run is called '{folder.name}'", where=str(folder), fix=did_you_mean(folder.name, known))
     folder = folder.resolve()
-    if (folder / "end.envelope.json").exists() or (folder / "replicates.json").exists():
+    if folder.parent.name != "runs":
+        fix = "move it back into a folder called 'runs'; MLflow's database lies beside that"
+        raise UserError("not where runs are", where=str(folder), fix=fix)
+    is_complete = (folder / "end.envelope.json").exists() and not (folder / "checkpoints").exists()
+    if is_complete or (folder / "replicates.json").exists():
         raise UserError(f"{folder.name} is finished", where=str(folder), fix="start the experiment anew")
     RunLock(folder.parent.parent, folder.name).refuse_owned()
-    changes = {**{key: value for key, value in given.items() if key != "exp"}, "output": str(folder.parent.parent)}
+    changes = {key: value for key, value in given.items() if key not in ("exp", "output")}
+    resolved = spec.reload(folder / "spec.yaml", changes)
+    if (storage.PROJECT / resolved.output).resolve() != folder.parent.parent:
+        changes["output"] = str(folder.parent.parent)
+    if ":***@" in (resolved.tracking.uri or ""):  # a spec never keeps a password
+        if not (uri := os.environ.get("MLFLOW_TRACKING_URI")):
+            fix = "give it again: tracking.uri=..., or in MLFLOW_TRACKING_URI"
+            raise SpecError("the password of the tracking store was not kept", where="tracking.uri", fix=fix)
+        changes["tracking.uri"] = uri
     resolved = spec.reload(folder / "spec.yaml", changes)
     if given.get("exp", resolved.name) != resolved.name:
         raise SpecError(f"{folder.name} is a run of {resolved.name}", where=f"exp={given['exp']}", fix="leave it out")

@@ -21,7 +21,7 @@ POINTS = (
     "step.end",
     "checkpoint.before", "checkpoint.after_model", "checkpoint.after_optimizer", "checkpoint.after_best",
     "checkpoint.after_progress", "checkpoint.after_envelope", "checkpoint.after_rename", "checkpoint.before_prune",
-    "report",
+    "report", "report.sealed",
 )  # fmt: skip
 ACTIONS = ("kill", "term", "int", "usr1", "oom", "error", "nan", "enospc", "sleep")
 _SLEEP_SECONDS = 3600.0

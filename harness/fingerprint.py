@@ -76,6 +76,9 @@ class Statement:
             if not digests.same(digests.file_digest(folder / name), digest):
                 fix = "start the experiment anew: a run keeps what it began with"
                 raise StorageError(f"{name} was edited since the run began", where=str(folder), fix=fix)
+        if not digests.same(envelope.predicate.get("runId"), self._common["runId"]):
+            fix = f"call the folder {envelope.predicate.get('runId')!r} again"
+            raise UserError("the folder of another run", where=str(folder), fix=fix)
         for key in ("data", "baseModel", "seeds"):
             if envelope.predicate.get(key) != self._common[key]:
                 why = f"then {envelope.predicate.get(key)}, now {self._common[key]}"
@@ -85,6 +88,7 @@ class Statement:
             for key in ("code", "world", "env")
             for name, before, now in _differences(envelope.predicate.get(key), self._common[key])
         ]
+        self._common["specId"] = envelope.predicate.get("specId")  # places (output, tracking.uri) may have changed
         self.latest = envelope.attestation_id
 
     def follow(self, statement: str, attempt: int | None = None) -> None:

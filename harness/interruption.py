@@ -90,7 +90,7 @@ def _follow_launcher(follows: bool) -> None:
 
     Only below a launcher: started from a shell a run may outlive it.
     """
-    if sys.platform == "linux" and any(name.startswith(("ACCELERATE_", "TORCHELASTIC_")) for name in os.environ):
+    if sys.platform == "linux" and any(name.startswith(("ACCELERATE_MIXED", "TORCHELASTIC_")) for name in os.environ):
         libc: Any = ctypes.CDLL(None)
         libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM) if follows else 0)
 

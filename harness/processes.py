@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +12,14 @@ from typing import Any
 import torch
 import torch.distributed
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor
 
-from harness import interruption
+from harness import interruption, memory
 from harness.errors import SpecError, TrainingError
 
+PATIENCE = datetime.timedelta(hours=2)
+"""How long a process waits for a living one. That one has died is seen at once, by the launcher or the connection."""
 _PLAIN = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 _ON_CPU = "on a CPU: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N launch.py ..."
 
@@ -29,7 +32,8 @@ def build_accelerator(precision: str) -> Accelerator:
             DeepSpeed, Megatron) that shards what the harness needs whole.
     """
     refuse_lost_processes()
-    accelerator = Accelerator(mixed_precision=precision)
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)  # the first process writes reports alone, the others wait
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         raise SpecError(
@@ -106,6 +110,8 @@ def together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.distributed's errors are RuntimeErrors; only their texts differ
+        if memory.ran_out(error):
+            raise
         lines = str(error).splitlines() or [type(error).__name__]
         what = f"process {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')} lost another process"
         fix = "its own message, or the launcher's, says why; then resume the run"
@@ -127,6 +133,14 @@ def gather(accelerator: Accelerator, value: Any) -> list[Any]:
     with together():
         gathered: list[Any] = gather_object([value])
         return gathered
+
+
+def from_first(accelerator: Accelerator, value: Any) -> Any:
+    """The first process's value, on every process."""
+    if accelerator.num_processes == 1:
+        return value
+    with together():
+        return broadcast_object_list([value])[0]
 
 
 def wait(accelerator: Accelerator) -> None:

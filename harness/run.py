@@ -39,12 +39,12 @@ from harness import (
     variants,
 )  # fmt: skip
 from harness.assembly import Assembled, Loaded
-from harness.checkpoint import Checkpoints, Snapshot
+from harness.checkpoint import Checkpoints, Snapshot, Unsigned
 from harness.console import Terminal
 from harness.errors import Interrupted, StorageError, TrainingError, UserError
 from harness.fingerprint import Statement
 from harness.metric import Metric
-from harness.selection import Selected, Selection
+from harness.selection import Selected, Selection, history_of, tell
 from harness.spec import Spec
 from harness.storage import RunLock
 from harness.tracker import Tracker
@@ -78,6 +78,8 @@ class _Session:
     terminal: Terminal
     yardsticks: list[dict[str, Any]] = field(default_factory=list)
     """Scores of the baselines, filled by the first run: they depend on the data only."""
+    loss_scale: dict[str, Any] = field(default_factory=dict)
+    """Where the scaler of fp16 begins, for every run anew."""
     insecure: bool = False
     """Go on from checkpoints that are not signed with a key of the keyring."""
 
@@ -99,7 +101,9 @@ def run(spec: Spec, *, resume: str | None = None, insecure: bool = False) -> lis
         assembled: Assembled | None = assembly.assemble(spec, session.loaded, spec.seeds[0])  # mistakes show here
         if len(spec.seeds) == 1:
             name = resume or _name(spec, f"s{spec.seeds[0]}", os.urandom(2).hex())
-            results = [_run_seed(session, spec.seeds[0], _same(session, name), assembled)]
+            name = _same(session, name)
+            done = _same_result(session, name, spec.seeds[0])
+            results = [done or _run_seed(session, spec.seeds[0], name, assembled)]
         else:
             assembled = None  # every replicate makes its own: two models are never held at once
             name = resume or _name(spec, f"x{len(spec.seeds)}", os.urandom(2).hex())
@@ -122,7 +126,7 @@ def _name(spec: Spec, part: str, suffix: str) -> str:
 
 def _same(session: _Session, name: str) -> str:
     """The first process's name for the run, on all."""
-    return str(processes.gather(session.accelerator, name)[0])
+    return str(processes.from_first(session.accelerator, name))
 
 
 def _prepare(spec: Spec, insecure: bool) -> _Session:
@@ -143,7 +147,8 @@ def _prepare(spec: Spec, insecure: bool) -> _Session:
     terminal.say(data.describe(loaded.splits))
     tokens = (f"{split} {t['tokens']:,} ({t['truncated']} rows truncated)" for split, t in loaded.tokens.items())
     terminal.say(f"tokens: {', '.join(tokens)}")
-    return _Session(spec, loaded, accelerator, key, keyring, output, terminal, insecure=insecure)
+    scale = accelerator.scaler.state_dict() if accelerator.scaler else {}
+    return _Session(spec, loaded, accelerator, key, keyring, output, terminal, loss_scale=scale, insecure=insecure)
 
 
 def _run_replicates(session: _Session, group: str) -> list[Result]:
@@ -158,24 +163,52 @@ def _run_replicates(session: _Session, group: str) -> list[Result]:
         parent_id = parent.wait_open(60)
         for seed in spec.seeds:
             name = _name(spec, f"s{seed}", group.rpartition("-")[2])
-            done = _same_result(session, name, seed)
+            done = _same_result(session, name, seed, parent_id)
             results.append(done or _run_seed(session, seed, name, None, parent_id, of_group=True))
         if session.accelerator.is_main_process:
             replicates.summarise([r.scores for r in results], [r.name for r in results], folder, parent, terminal)
     return results
 
 
-def _same_result(session: _Session, name: str, seed: int) -> Result | None:
-    """A run that is finished already, as its end statement tells it, on all processes; None: it is not."""
+def _same_result(session: _Session, name: str, seed: int, parent: str | None = None) -> Result | None:
+    """A run that is sealed already, as its end statement tells it, on all processes; None: it is not.
+
+    What follows the seal may be missing, if it was killed there: it is done again, which changes nothing where it was
+    done before.
+    """
     folder, found = session.output / "runs" / name, None
     if session.accelerator.is_main_process and (folder / "end.envelope.json").exists():
         envelope = provenance.open_envelope(folder / "end.envelope.json", session.keyring)
-        if envelope.predicate is None:
+        is_doubtful = envelope.check.ok is not True and bool(session.keyring) and not session.insecure
+        if envelope.predicate is None or is_doubtful:
             raise StorageError(f"the end statement of {name} cannot be trusted", why=envelope.check.detail)
         session.terminal.say(f"\n{name} is finished already")
+        ledger.append(session.output, ledger.Entry(envelope.attestation_id, "end", name))
         found = Result(name, seed, folder, None, envelope.predicate["metrics"])
-    finished: Result | None = processes.gather(session.accelerator, found)[0]
+        if (folder / "checkpoints").is_dir():
+            _complete(session, found, parent)
+    finished: Result | None = processes.from_first(session.accelerator, found)
     return finished
+
+
+def _complete(session: _Session, result: Result, parent: str | None) -> None:
+    """Send the record of a run that was killed after it was sealed, and remove its checkpoints."""
+    tracker = _start_tracker(session, result.name, parent, is_resumed=True)
+    with _working(session, result.name, tracker, of_group=True):
+        checkpoints = Checkpoints(result.folder, 2, Unsigned(), session.keyring, insecure=session.insecure)
+        with suppress(StorageError):
+            snapshot = checkpoints.newest()
+            if snapshot:
+                tell(history_of(snapshot), tracker)
+        _record_end(result.folder, result.scores, tracker)
+        checkpoints.clear()
+
+
+def _record_end(folder: Path, scores: dict[str, float], tracker: Tracker) -> None:
+    tracker.metrics(scores, int(scores["train/steps"]))
+    tracker.tags({"mlflow.note.content": (folder / "model_card.md").read_text(encoding="utf-8")})
+    tracker.artifacts(folder, ignore=["checkpoints/*"])
+    tracker.finish("FINISHED")
 
 
 def _run_seed(
@@ -189,6 +222,8 @@ def _run_seed(
     spec, loaded, accelerator, terminal = session.spec, session.loaded, session.accelerator, session.terminal
     started = time.monotonic()
     device.reset_peak_memory()
+    if accelerator.scaler:
+        accelerator.scaler.load_state_dict(session.loss_scale)
     assembled = assembled or assembly.assemble(spec, loaded, seed)
     folder = session.output / "runs" / name
     _say_start(terminal, name, assembled)
@@ -212,6 +247,7 @@ def _run_seed(
         faults.point("report")
         predictions = evaluator.predict(assembled.model, loaded.task, "test")
         scores = evaluate.score(predictions, metrics, "test") | _effort(spec, selected)
+        scores["oom/evaluation_events"] = float(evaluator.num_out_of_memory)
         if accelerator.is_main_process:
             evaluate.write(predictions, metrics, folder / "test")
             scores |= deployment.deploy(spec, loaded.task, assembled, predictions, evaluator, folder, terminal)
@@ -229,11 +265,10 @@ def _run_seed(
             report.write_card(card, folder)
             statement.end(folder, scores)
             _enter(session, statement, "end", folder)
-            if checkpoints:
+            faults.point("report.sealed")
+            _record_end(folder, scores, tracker)
+            if checkpoints:  # last: while they are there, a run that is sealed may lack something in its record
                 checkpoints.clear()
-            tracker.metrics(scores, selected.num_steps)
-            tracker.tags({"mlflow.note.content": card})
-            tracker.artifacts(folder)
     if accelerator.is_main_process:
         _say_result(terminal, name, folder, tracker, own, scores, ladder, statement.signed_by)
     accelerator.free_memory()  # the optimizer of this run; the next one brings its own
@@ -248,12 +283,13 @@ def _open_folder(
         return None
     if (folder / "start.envelope.json").exists():
         statement.resume(folder, session.keyring, insecure=session.insecure)
+        storage.sweep(folder)
         for change in statement.changes:
             session.terminal.say(f"NOTE since the run began: {change}")
     else:
         _write_inputs(session, assembled, seed, folder)
         statement.start(folder)
-        _enter(session, statement, "start", folder)
+    _enter(session, statement, "start", folder)
     keep, say = session.spec.checkpoint.keep, session.terminal.say
     return Checkpoints(folder, keep, statement, session.keyring, insecure=session.insecure, notice=say)
 
@@ -269,7 +305,7 @@ def _newest(session: _Session, checkpoints: Checkpoints | None, statement: State
     if snapshot:
         statement.follow(snapshot.statement, snapshot.attempt + 1)
         session.terminal.say(f"going on from the checkpoint of step {snapshot.step}")
-    found: Snapshot | None = processes.gather(session.accelerator, snapshot)[0]
+    found: Snapshot | None = processes.from_first(session.accelerator, snapshot)
     return found
 
 
@@ -279,6 +315,7 @@ def _effort(spec: Spec, selected: Selected) -> dict[str, float]:
         f"best/{spec.early_stopping.metric.replace('/', '_')}": selected.score or 0.0,
         "best/step": float(selected.step),
         "best/epoch": float(selected.epoch),
+        "train/steps": float(selected.num_steps),
         "oom/events": float(selected.num_out_of_memory),
         "oom/seconds_lost": selected.seconds_lost,
         "memory/peak_gib": device.peak_memory_gib(),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RandomState:
-    """The state of Python's, NumPy's and torch's generators (CPU and every CUDA device)."""
+    """The state of Python's, NumPy's and torch's generators: on the CPU, and on this process's GPU if it has one."""
 
     python: tuple[Any, ...]
     numpy: dict[str, Any]
@@ -30,7 +30,7 @@ def seed_everything(seed: int) -> None:
 
 def capture() -> RandomState:
     """The state of every generator, to be given back to `restore`."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
     numpy_state: Any = np.random.get_state(legacy=False)
     return RandomState(random.getstate(), numpy_state, torch.get_rng_state(), cuda)
 
@@ -40,8 +40,8 @@ def restore(state: RandomState) -> None:
     random.setstate(state.python)
     np.random.set_state(state.numpy)
     torch.set_rng_state(state.torch)
-    if state.cuda:
-        torch.cuda.set_rng_state_all(state.cuda)
+    for device in state.cuda:
+        torch.cuda.set_rng_state(device)
 
 
 def to_hex(state: Tensor) -> str:

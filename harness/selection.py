@@ -67,7 +67,7 @@ class Selection:
         self.waiting: list[train.Step] = []
         self.per_epoch = task.num_batches(spec.train.batch_size)
         self.total = spec.train.total_steps(self.per_epoch)
-        self.failed_saves = 0
+        self.failed_saves = self.told = self.told_before = 0
         self.saved_at = self.clock = self.begun = time.monotonic()
 
     def select(self, seed: int, snapshot: Snapshot | None = None) -> Selected:
@@ -92,15 +92,21 @@ class Selection:
         self._same_start(seed)
         if snapshot is not None:
             self._restore(snapshot)
+            tell(self.found.history, self.tracker)
         with interruption.polled():
             for _ in range(settings.max_nonfinite):
                 try:
-                    return self._train()
+                    found = self._train()
+                    break
                 except train.NonFinite as error:
                     if settings.nonfinite != "rollback":
                         raise
                     self._roll_back(error)
-            return self._train()
+            else:
+                found = self._train()
+        if (code := interruption.requested()) and self.accelerator.num_processes == 1:
+            raise Interrupted(code)  # it came after the last look
+        return found
 
     def _train(self) -> Selected:
         if not self.found.is_done:
@@ -130,7 +136,7 @@ class Selection:
             is_over = self._is_out_of_patience(step) or is_last
         self.found.is_done = is_over
         if agreed.exit_code:
-            self._save(step.number)
+            self._save(step.number, goes_on=False)
             raise Interrupted(agreed.exit_code, is_agreed=True)
         every = self.spec.checkpoint.every
         if not is_over and (agreed.save or (every.seconds is None and step.number % every.steps(self.per_epoch) == 0)):
@@ -171,7 +177,9 @@ class Selection:
         return int(history[-1][1]) + 1 if history else 1
 
     def _record(self, scores: dict[str, float], step: int) -> None:
-        self.tracker.metrics(scores, step)
+        if step > self.told_before:  # a step that is computed again was told
+            self.tracker.metrics(scores, step)
+        self.told = max(self.told, step)
         for key, value in scores.items():
             self.found.history[key].append((step, value))
 
@@ -200,7 +208,7 @@ class Selection:
 
     # Checkpoints
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, *, goes_on: bool = True) -> None:
         """Save a checkpoint on the first process, with the generators of all. Raises StorageError at the third failure.
 
         A disk that is full now may have room later: the run goes on, on the checkpoint it has.
@@ -214,14 +222,15 @@ class Selection:
                 self.checkpoints.save(self._snapshot(step, random_states))
             except StorageError as error:
                 problem = str(error)
-        problem = processes.gather(self.accelerator, problem)[0]
+        problem = processes.from_first(self.accelerator, problem)
         self.saved_at = self.clock = time.monotonic()
         self.failed_saves = self.failed_saves + 1 if problem else 0
         if not problem:
             return
-        if self.failed_saves >= SAVE_ATTEMPTS:
+        if self.failed_saves >= SAVE_ATTEMPTS and goes_on:
             raise StorageError(f"{SAVE_ATTEMPTS} checkpoints in a row could not be saved", why=problem)
-        self.terminal.say(f"NOTE {problem}\n  training goes on ({self.failed_saves} of {SAVE_ATTEMPTS} failures)")
+        what = f"training goes on ({self.failed_saves} of {SAVE_ATTEMPTS} failures)" if goes_on else "nothing was saved"
+        self.terminal.say(f"NOTE {problem}\n  {what}")
 
     def _snapshot(self, step: int, random_states: list[Any]) -> Snapshot:
         found = {key: value for key, value in vars(self.found).items() if key != "state"}
@@ -232,13 +241,11 @@ class Selection:
         return Snapshot(step, trained, self.training.optimizer_state(), self.found.state, progress)
 
     def _restore(self, snapshot: Snapshot) -> None:
-        """Go on where the snapshot was taken, and tell the tracker again what it may have missed."""
+        """Go on where the snapshot was taken."""
         checkpoint.restore(self.assembled.model, snapshot.trained)
         self.training.load_state(snapshot.optimizer, snapshot.progress["training"])
-        history: History = defaultdict(list)
-        for key, points in snapshot.progress["selected"].pop("history").items():
-            history[key] = [(step, value) for step, value in points]
-        self.found = Selected(history, state=snapshot.best, **snapshot.progress["selected"])
+        selected = {key: value for key, value in snapshot.progress["selected"].items() if key != "history"}
+        self.found = Selected(history_of(snapshot), state=snapshot.best, **selected)
         self.found.seconds_before, self.begun = snapshot.progress["seconds"], time.monotonic()
         self.evaluator.tokens = snapshot.progress["evaluation_tokens"]
         states = snapshot.progress["random"]
@@ -248,21 +255,16 @@ class Selection:
             now = self.accelerator.num_processes
             self.terminal.say(f"NOTE {len(states)} processes became {now}: dropout draws other masks from here on")
         self.waiting.clear()
-        steps: dict[int, dict[str, float]] = defaultdict(dict)
-        for key, points in history.items():
-            for step, value in points:
-                steps[step][key] = value
-        for step in sorted(steps):
-            self.tracker.metrics(steps[step], step)
 
     def _roll_back(self, error: TrainingError) -> None:
         """Put the newest checkpoint back. Raises the error if there is none."""
         found = self.checkpoints.newest() if self.checkpoints else None
-        snapshot = processes.gather(self.accelerator, found)[0]
+        snapshot = processes.from_first(self.accelerator, found)
         if snapshot is None:
             raise error
         self.terminal.say(f"NOTE {error.what}: computing again from the checkpoint of step {snapshot.step}")
         self._restore(snapshot)
+        self.told_before = self.told
 
     def _same_start(self, seed: int) -> None:
         """Give every process its own dropout masks, and make sure that all hold the same weights.
@@ -278,3 +280,21 @@ class Selection:
             raise TrainingError("the processes do not start with the same weights", fix="use the same versions on all")
         if self.accelerator.process_index:
             seeding.seed_everything((seed + 7919 * self.accelerator.process_index) % 2**32)
+
+
+def tell(history: History, tracker: Tracker) -> None:
+    """Record every point of a run's curves again: one that goes on may have been killed before they were sent."""
+    steps: dict[int, dict[str, float]] = defaultdict(dict)
+    for key, points in history.items():
+        for step, value in points:
+            steps[step][key] = value
+    for step in sorted(steps):
+        tracker.metrics(steps[step], step)
+
+
+def history_of(snapshot: Snapshot) -> History:
+    """The curves of a run up to a snapshot."""
+    history: History = defaultdict(list)
+    for key, points in snapshot.progress["selected"]["history"].items():
+        history[key] = [(step, value) for step, value in points]
+    return history

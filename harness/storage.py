@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import re
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -92,6 +94,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sweep(folder: Path) -> None:
+    """Remove the files that a killed process was writing: they alone have hidden names."""
+    for path in folder.rglob(".*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def writable(folder: Path) -> Path:
     """The folder, made if need be. Raises StorageError if nothing can be written there."""
     try:
@@ -116,27 +125,34 @@ class RunLock:
     """Says that a living process works on a run: `<output>/locks/<run>.lock`, locked by flock, naming its owner.
 
     The system frees it when the process dies, however it dies. Where a network file system keeps flock to one machine,
-    the file's age tells: `touch` it at least every few minutes.
+    or has none, the file's age tells: a thread touches it every minute.
     """
 
     STALE_SECONDS = 600.0
+    _BEAT_SECONDS = 60.0
 
     def __init__(self, output: Path, run: str) -> None:
         self.path = output / "locks" / f"{safe_name(run)}.lock"
         self._run = run
         self._descriptor: int | None = None
+        self._released = threading.Event()
 
     def acquire(self) -> None:
         """Take the lock. Raises UserError, naming the owner, if another process has it; StorageError."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = self._open()
+            owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(owner).encode(), 0)
         except OSError as error:
             raise StorageError(f"cannot lock {self._run}", where=str(self.path), why=str(error)) from error
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
         self._descriptor = descriptor
+        threading.Thread(target=self._beat, name="lock", daemon=True).start()
+
+    def _beat(self) -> None:
+        while not self._released.wait(self._BEAT_SECONDS):
+            self.touch()
 
     def refuse_owned(self) -> None:
         """Raise UserError, as `acquire` does, if another process has the lock; takes nothing."""
@@ -149,11 +165,11 @@ class RunLock:
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                has_flock = self._flock(descriptor)
                 if self.path.exists() and os.path.samestat(os.fstat(descriptor), self.path.stat()):
-                    self._refuse_another_machine()
+                    self._refuse_living(here_too=not has_flock)
                     return descriptor
-            except BlockingIOError:
+            except BlockingIOError:  # locked
                 attempts += 1
                 if attempts == 5:
                     os.close(descriptor)
@@ -163,6 +179,16 @@ class RunLock:
                 os.close(descriptor)
                 raise
             os.close(descriptor)  # released, and so removed, between our two calls
+
+    def _flock(self, descriptor: int) -> bool:
+        """Whether the lock was taken; False where the file system has no locks. Raises BlockingIOError, OSError."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                raise
+            return False
+        return True
 
     def owner(self) -> dict[str, Any]:
         """What the lock's file says of who took it last."""
@@ -180,15 +206,18 @@ class RunLock:
 
     def release(self) -> None:
         """Give the lock back; may be repeated."""
+        self._released.set()
         if self._descriptor is not None:
             self.path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _refuse_another_machine(self) -> None:
-        owner, here = self.owner(), socket.gethostname()
+    def _refuse_living(self, *, here_too: bool) -> None:
+        """Raise UserError if the file names a process of another machine, or any, that touched it lately."""
+        owner = self.owner()
+        is_here = owner.get("host", socket.gethostname()) == socket.gethostname()
         age = time.time() - self.path.stat().st_mtime
-        if owner.get("host", here) != here and age < self.STALE_SECONDS:
+        if owner and (here_too or not is_here) and owner.get("pid") != os.getpid() and age < self.STALE_SECONDS:
             raise self._owned(owner)
 
     def _owned(self, owner: dict[str, Any]) -> UserError:

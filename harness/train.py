@@ -178,7 +178,7 @@ class Training:
                 has_failed = True
             if not retry:
                 agreed = self.agreement.reach(retry=has_failed, shrink=self.thrash.is_thrashing())
-                if agreed.shrink and not self.exact.is_smallest:
+                if agreed.shrink and not agreed.retry and not self.exact.is_smallest:
                     self._halve("memory is nearly used up")
                 if not agreed.retry:
                     return loss
@@ -209,9 +209,9 @@ class Training:
         """Take the optimizer step, or say why it was left out. Raises NonFinite."""
         scaler = self.accelerator.scaler  # in fp16: it finds infinite gradients itself, and scales down
         if not (math.isfinite(loss) and (scaler or math.isfinite(norm))):
-            self._judge_nonfinite(number, loss, norm)
             if scaler:
-                scaler.update()
+                scaler.update()  # it has unscaled this gradient, and would refuse the next one
+            self._judge_nonfinite(number, loss, norm)
             return "nonfinite"
         if scaler is None:
             rollback.step(self.optimizer.optimizer, self.notice)

@@ -89,7 +89,7 @@ class Signer:
         self.key, self.prev = key, "start"
 
     def checkpoint(self, folder: Path, step: int) -> str:
-        claim = {"runId": "r", "step": step, "attempt": 1, "prev": self.prev}
+        claim = {"runId": folder.parent.parent.name, "step": step, "attempt": 1, "prev": self.prev}
         return provenance.seal(folder, "checkpoint", claim, self.key)
 
     def follow(self, statement: str, attempt: int | None = None) -> None:
@@ -184,8 +184,50 @@ def test_a_file_that_does_not_belong_there_is_not_accepted(tmp_path: Path) -> No
 def test_what_was_not_signed_with_a_known_key_is_refused(signed_by: Key | None, tmp_path: Path) -> None:
     """F21: weights exchanged, digests made anew, everything consistent, but for the key."""
     checkpoints(tmp_path, key=signed_by).save(snapshot(2))
-    with pytest.raises(StorageError, match="--insecure"):
+    with pytest.raises(StorageError, match=r"--insecure|keyring"):
         checkpoints(tmp_path).newest()
+    with pytest.raises(StorageError):  # nothing was set aside: with the right key it can still be read
+        checkpoints(tmp_path).newest()
+    found = checkpoints(tmp_path, keys=[signed_by] if signed_by else []).newest()
+    assert found is not None
+    assert found.step == 2
+
+
+@pytest.mark.parametrize("change", ["renamed", "of another run"])
+def test_a_checkpoint_in_the_place_of_another_one_is_not_taken(change: str, tmp_path: Path) -> None:
+    for run_name in ("mine", "other"):
+        checkpoints(tmp_path / run_name).save(snapshot(2))
+        checkpoints(tmp_path / run_name).save(snapshot(4))
+    folder = tmp_path / "mine" / "checkpoints"
+    if change == "renamed":
+        (folder / "step-0000004").rename(folder / "step-0000008")
+    else:
+        shutil.rmtree(folder / "step-0000004")
+        (tmp_path / "other" / "checkpoints" / "step-0000004").rename(folder / "step-0000004")
+    told: list[str] = []
+    found = checkpoints(tmp_path / "mine", told).newest()
+    assert found is not None
+    assert found.step == 2
+    assert "the statement is about step-0000004 of" in told[0]
+
+
+def test_checkpoints_that_are_gone_are_not_taken_for_a_run_that_never_had_any(tmp_path: Path) -> None:
+    checkpoints(tmp_path).save(snapshot(2))
+    damage(tmp_path / "checkpoints" / "step-0000002" / FILES[0], "missing")
+    for _ in range(2):
+        with pytest.raises(StorageError, match="can be used"):
+            checkpoints(tmp_path).newest()
+
+
+def test_a_statement_that_a_full_disk_kept_from_the_chain_is_there_after_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = checkpoints(tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(StorageError):
+        patched.setattr(made, "_remember", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+        made.save(snapshot(2))
+    made.save(snapshot(4))
+    assert sorted(path.name for path in (tmp_path / "chain").iterdir()) == ["step-0000002.json", "step-0000004.json"]
 
 
 def test_unsigned_checkpoints_are_accepted_without_a_key_or_when_asked_for(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import faults
+from harness import chain, faults, ledger
 from harness.command import SMOKE, main
 from harness.storage import RunLock
 from tests.stores import QUIET
@@ -36,7 +36,7 @@ def outcome(output: Path, seed: int = 42) -> dict[str, Any]:
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
         for name in ("weights/trained.safetensors", "test/predictions.csv")
     }
-    return digests | {"curves": [("train/loss", 0, 0.0)] * 6}
+    return digests | {"curves": curves(output, folder.name)}
 
 
 def curves(output: Path, name: str) -> list[tuple[str, int, float]]:
@@ -95,11 +95,13 @@ def test_a_run_that_was_asked_to_stop_goes_on(
     assert not (tmp_path / "locks").exists() or not list((tmp_path / "locks").iterdir())
 
 
-@pytest.mark.parametrize("fault", ["step.end:error@step=1", "gradient.backward:error@step=4", "report:error"])
+@pytest.mark.parametrize(
+    "fault", ["step.end:error@step=1", "gradient.backward:error@step=4", "report:error", "report.sealed:error"]
+)
 def test_a_run_that_broke_goes_on(
     fault: str, uninterrupted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the first checkpoint, between two, and after training is over."""
+    """Before the first checkpoint, between two, after training is over, and after the seal."""
     monkeypatch.setenv(faults.VARIABLE, fault)
     with pytest.raises(RuntimeError, match="fault point"):
         start(tmp_path)
@@ -107,6 +109,12 @@ def test_a_run_that_broke_goes_on(
     monkeypatch.delenv(faults.VARIABLE)
     assert resume(tmp_path) == 0
     assert outcome(tmp_path) == uninterrupted
+    assert status(tmp_path) == [("FINISHED",)]
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert not (folder / "checkpoints").exists()
+    assert [check.name for check in chain.verify(folder, []).checks if check.ok is False] == []
+    kinds = [entry.kind for entry in (ledger.check(tmp_path) or ledger.Ledger()).entries]
+    assert kinds == ["start", "end"]
 
 
 def test_the_newest_checkpoint_is_corrupt(
@@ -211,7 +219,7 @@ def test_what_cannot_be_resumed_is_told_before_anything_is_loaded(
     for arguments, message in (
         (["--resume"], "--resume: which run?"),
         (["--resume", name[:-1] + "x", place], f"did you mean '{name}'"),
-        (["--resume", "../runs", place], "cannot be a file name"),
+        (["--resume", "../runs", place], "no run is called 'runs'"),
         (["--resume", name, place, "train.epochs=9"], "train.epochs=9: a run keeps the settings it began with"),
         (["--resume", name, place, "exp=lora"], "is a run of lora_mixout_awp"),
         (["--resume", name, place, "--smoke"], "--smoke: does not go with --resume"),

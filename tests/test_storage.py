@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -56,6 +58,23 @@ def test_a_lock_of_another_machine_counts_as_long_as_it_is_touched(age: int, is_
     else:
         with pytest.raises(UserError, match="host elsewhere"):
             lock.acquire()
+
+
+def test_without_flock_the_age_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F22: some network file systems have none."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    first, second = RunLock(tmp_path, "run"), RunLock(tmp_path, "run")
+    first.acquire()
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with pytest.raises(UserError, match="another process works on run"):
+        second.acquire()
+    os.utime(first.path, (0, 0))
+    second.acquire()
+    second.release()
 
 
 def test_touching_shows_that_the_owner_lives(tmp_path: Path) -> None:
