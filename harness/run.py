@@ -5,7 +5,6 @@ A run that was stopped goes on in its own folder, under its own name and stateme
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shlex
 import time
@@ -14,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from accelerate import Accelerator
 
 from harness import (
@@ -30,6 +28,7 @@ from harness import (
     ledger,
     processes,
     provenance,
+    record,
     registry,
     replicates,
     report,
@@ -44,7 +43,7 @@ from harness.console import Terminal
 from harness.errors import Interrupted, StorageError, TrainingError, UserError
 from harness.fingerprint import Statement
 from harness.metric import Metric
-from harness.selection import Selected, Selection, history_of, tell
+from harness.selection import Selection, history_of, tell
 from harness.spec import Spec
 from harness.storage import RunLock
 from harness.tracker import Tracker
@@ -158,7 +157,7 @@ def _run_replicates(session: _Session, group: str) -> list[Result]:
     results: list[Result] = []
     with _working(session, group, parent):
         if session.accelerator.is_main_process:
-            _write_spec(spec, spec.seeds, folder)
+            record.write_spec(spec, spec.seeds, folder)
         parent.params({**spec.flat(), **device.describe()})
         parent_id = parent.wait_open(60)
         for seed in spec.seeds:
@@ -226,13 +225,13 @@ def _run_seed(
         accelerator.scaler.load_state_dict(session.loss_scale)
     assembled = assembled or assembly.assemble(spec, loaded, seed)
     folder = session.output / "runs" / name
-    _say_start(terminal, name, assembled)
+    record.say_start(terminal, name, assembled)
     tracker = _start_tracker(session, name, parent, is_resumed=folder.exists())
     with _working(session, name, tracker, of_group=of_group) as lock:
         statement = Statement(spec, seed, name, loaded, accelerator, session.key)
         checkpoints = _open_folder(session, assembled, seed, folder, statement)
         snapshot = _newest(session, checkpoints, statement)
-        _record_inputs(session, assembled, seed, tracker)
+        record.track_inputs(spec, loaded, assembled, seed, tracker)
         selftest.precede(spec, seed, loaded.splits, accelerator, folder, tracker, terminal)
 
         metrics: dict[str, Metric] = {n: registry.build("metric", n, s) for n, s in spec.metrics.items()}
@@ -246,7 +245,7 @@ def _run_seed(
 
         faults.point("report")
         predictions = evaluator.predict(assembled.model, loaded.task, "test")
-        scores = evaluate.score(predictions, metrics, "test") | _effort(spec, selected)
+        scores = evaluate.score(predictions, metrics, "test") | record.effort(spec, selected)
         scores["oom/evaluation_events"] = float(evaluator.num_out_of_memory)
         if accelerator.is_main_process:
             evaluate.write(predictions, metrics, folder / "test")
@@ -270,7 +269,7 @@ def _run_seed(
             if checkpoints:  # last: while they are there, a run that is sealed may lack something in its record
                 checkpoints.clear()
     if accelerator.is_main_process:
-        _say_result(terminal, name, folder, tracker, own, scores, ladder, statement.signed_by)
+        record.say_result(terminal, name, folder, tracker, own, scores, ladder, statement.signed_by)
     accelerator.free_memory()  # the optimizer of this run; the next one brings its own
     return Result(name, seed, folder, tracker.run_id, scores)
 
@@ -287,7 +286,7 @@ def _open_folder(
         for change in statement.changes:
             session.terminal.say(f"NOTE since the run began: {change}")
     else:
-        _write_inputs(session, assembled, seed, folder)
+        record.write_inputs(session.spec, session.loaded, assembled, seed, folder)
         statement.start(folder)
     _enter(session, statement, "start", folder)
     keep, say = session.spec.checkpoint.keep, session.terminal.say
@@ -309,39 +308,27 @@ def _newest(session: _Session, checkpoints: Checkpoints | None, statement: State
     return found
 
 
-def _effort(spec: Spec, selected: Selected) -> dict[str, float]:
-    """Where the best checkpoint was found, and what it took."""
-    return {
-        f"best/{spec.early_stopping.metric.replace('/', '_')}": selected.score or 0.0,
-        "best/step": float(selected.step),
-        "best/epoch": float(selected.epoch),
-        "train/steps": float(selected.num_steps),
-        "oom/events": float(selected.num_out_of_memory),
-        "oom/seconds_lost": selected.seconds_lost,
-        "memory/peak_gib": device.peak_memory_gib(),
-        "time/train_s": selected.train_seconds,
-        "train/examples_per_second": selected.num_examples / max(selected.train_seconds, 1e-9),
-    }
-
-
 @contextmanager
 def _working(session: _Session, name: str, tracker: Tracker, *, of_group: bool = False) -> Iterator[RunLock | None]:
     """Hold the run's lock, and whatever happens tell the tracker how the run ended, and the person how it goes on."""
     lock = RunLock(session.output, name) if session.accelerator.is_main_process else None
     if lock:
         lock.acquire()
-    status = "FAILED"
+    status, can_go_on = "FAILED", True
     try:
         yield lock
-        status = "FINISHED"
+        status, can_go_on = "FINISHED", False
     except (KeyboardInterrupt, Interrupted):
         status = "KILLED"
+        raise
+    except UserError:
+        can_go_on = False
         raise
     finally:
         tracker.finish(status)
         if lock:
             lock.release()
-        if status != "FINISHED" and not of_group and (session.output / "runs" / name).is_dir():
+        if can_go_on and not of_group and (session.output / "runs" / name).is_dir():
             session.terminal.say(f"resume  {_resume_command(session, name)}")
 
 
@@ -363,50 +350,3 @@ def _start_tracker(session: _Session, name: str, parent: str | None = None, *, i
     return tracking.start(
         spec.tracking, session.output, spec.name, name, parent=parent, tags=tags, note=spec.story, resume=is_resumed
     )
-
-
-def _record_inputs(session: _Session, assembled: Assembled, seed: int, tracker: Tracker) -> None:
-    splits, count = session.loaded.splits, assembled.count
-    tracker.params({**session.spec.flat(), "seed": seed, **device.describe()})
-    tracker.metrics({"parameters/trainable": float(count.trainable), "parameters/total": float(count.total)})
-    tracker.metrics({"parameters/share_of_full_fine_tuning": count.share})
-    for split in (splits.train, splits.validation, splits.test):
-        tracker.dataset(split.name, splits.source, split.digest, len(split.examples), split.name)
-
-
-def _write_inputs(session: _Session, assembled: Assembled, seed: int, folder: Path) -> None:
-    """What the run starts from; the start statement covers these files."""
-    _write_spec(session.spec, [seed], folder)
-    storage.write_json(folder / "data.json", {**session.loaded.splits.report, "tokens": session.loaded.tokens})
-    storage.write_json(folder / "parameters.json", report.parameters(assembled))
-    installed = sorted({f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}, key=str.lower)
-    storage.write_text(folder / "environment.txt", "\n".join(installed) + "\n")
-
-
-def _write_spec(spec: Spec, seeds: list[int], folder: Path) -> None:
-    resolved = {**spec.resolved(), "seeds": seeds}
-    storage.write_text(folder / "spec.yaml", yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-
-
-def _say_start(terminal: Terminal, name: str, assembled: Assembled) -> None:
-    terminal.title(f"\n{name}")
-    terminal.table(["parameters", "", "of full fine-tuning"], report.parameter_rows(assembled))
-    for method, note in assembled.notes.items():
-        terminal.say(f"{method}: {note}")
-
-
-def _say_result(
-    terminal: Terminal, name: str, folder: Path, tracker: Tracker, own: dict[str, float], scores: dict[str, float],
-    ladder: list[list[str]], signed_by: str,
-) -> None:  # fmt: skip
-    terminal.say()
-    terminal.table(["on the test split", "macro-F1", "accuracy"], ladder)
-    terminal.say(
-        f"\nscore   test/f1_macro {own['f1_macro']:.4f}, checkpoint of epoch {scores['best/epoch']:.0f}; "
-        f"{scores['time/total_s']:.0f} s, {scores['memory/peak_gib']:.2f} GiB"
-    )
-    terminal.say(f"run     {name}, MLflow id {tracker.run_id or 'none: not recorded'}")
-    terminal.say(f"folder  {folder}")
-    if tracker.problem:
-        terminal.say(f"NOTE    {tracker.problem}")
-    terminal.say(f"signed  {signed_by}  Check it: harness verify {folder}")

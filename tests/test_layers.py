@@ -37,7 +37,7 @@ LAYERS = [
     ["tasks", "checkpoint", "gradients", "rollback", "evaluate", "baselines", "compression"],
     ["train", "assembly", "verification"],
     ["fingerprint", "report", "selection", "deployment", "rehearsal"],
-    ["origins", "plan", "proofs", "replicates", "table", "variants"],
+    ["origins", "plan", "record", "proofs", "replicates", "table", "variants"],
     ["selftest"],
     ["run"],
     ["command", "cli"],
@@ -46,7 +46,7 @@ DOORS = {
     "mlflow": {"tracking_mlflow", "tracking_writer"},
     "hydra": {"spec"},
     "omegaconf": {"spec"},
-    "yaml": {"yaml_source", "run", "table", "origins"},
+    "yaml": {"yaml_source", "table", "origins"},
     "accelerate": {
         "memory",
         "processes",

@@ -1,0 +1,79 @@
+"""What a run writes down about itself: for its folder, for MLflow, for the person at the terminal."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+from harness import device, report, storage, yaml_source
+from harness.assembly import Assembled, Loaded
+from harness.console import Terminal
+from harness.selection import Selected
+from harness.spec import Spec
+from harness.tracker import Tracker
+
+
+def track_inputs(spec: Spec, loaded: Loaded, assembled: Assembled, seed: int, tracker: Tracker) -> None:
+    """Every setting, the parameters and the data sets of a run, as MLflow shows them."""
+    splits, count = loaded.splits, assembled.count
+    tracker.params({**spec.flat(), "seed": seed, **device.describe()})
+    tracker.metrics({"parameters/trainable": float(count.trainable), "parameters/total": float(count.total)})
+    tracker.metrics({"parameters/share_of_full_fine_tuning": count.share})
+    for split in (splits.train, splits.validation, splits.test):
+        tracker.dataset(split.name, splits.source, split.digest, len(split.examples), split.name)
+
+
+def write_inputs(spec: Spec, loaded: Loaded, assembled: Assembled, seed: int, folder: Path) -> None:
+    """What the run starts from; the start statement covers these files."""
+    write_spec(spec, [seed], folder)
+    storage.write_json(folder / "data.json", {**loaded.splits.report, "tokens": loaded.tokens})
+    storage.write_json(folder / "parameters.json", report.parameters(assembled))
+    installed = sorted({f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}, key=str.lower)
+    storage.write_text(folder / "environment.txt", "\n".join(installed) + "\n")
+
+
+def write_spec(spec: Spec, seeds: list[int], folder: Path) -> None:
+    """spec.yaml: every setting, resolved; what a run that was stopped goes on with."""
+    resolved = {**spec.resolved(), "seeds": seeds}
+    storage.write_text(folder / "spec.yaml", yaml_source.dump(resolved))
+
+
+def say_start(terminal: Terminal, name: str, assembled: Assembled) -> None:
+    """What trains, and what each method will do."""
+    terminal.title(f"\n{name}")
+    terminal.table(["parameters", "", "of full fine-tuning"], report.parameter_rows(assembled))
+    for method, note in assembled.notes.items():
+        terminal.say(f"{method}: {note}")
+
+
+def say_result(
+    terminal: Terminal, name: str, folder: Path, tracker: Tracker, own: dict[str, float], scores: dict[str, float],
+    ladder: list[list[str]], signed_by: str,
+) -> None:  # fmt: skip
+    """The score among its yardsticks, and where everything is."""
+    terminal.say()
+    terminal.table(["on the test split", "macro-F1", "accuracy"], ladder)
+    terminal.say(
+        f"\nscore   test/f1_macro {own['f1_macro']:.4f}, checkpoint of epoch {scores['best/epoch']:.0f}; "
+        f"{scores['time/total_s']:.0f} s, {scores['memory/peak_gib']:.2f} GiB"
+    )
+    terminal.say(f"run     {name}, MLflow id {tracker.run_id or 'none: not recorded'}")
+    terminal.say(f"folder  {folder}")
+    if tracker.problem:
+        terminal.say(f"NOTE    {tracker.problem}")
+    terminal.say(f"signed  {signed_by}  Check it: harness verify {folder}")
+
+
+def effort(spec: Spec, selected: Selected) -> dict[str, float]:
+    """Where the best checkpoint was found, and what it took."""
+    return {
+        f"best/{spec.early_stopping.metric.replace('/', '_')}": selected.score or 0.0,
+        "best/step": float(selected.step),
+        "best/epoch": float(selected.epoch),
+        "train/steps": float(selected.num_steps),
+        "oom/events": float(selected.num_out_of_memory),
+        "oom/seconds_lost": selected.seconds_lost,
+        "memory/peak_gib": device.peak_memory_gib(),
+        "time/train_s": selected.train_seconds,
+        "train/examples_per_second": selected.num_examples / max(selected.train_seconds, 1e-9),
+    }
