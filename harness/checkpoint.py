@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from harness import digests, faults, provenance, storage
-from harness.errors import StorageError
+from harness.errors import StorageError, UnusableRun
 from harness.keys import Key
 
 WEIGHTS = "trained.safetensors"
@@ -188,7 +188,7 @@ class Checkpoints:
         if reasons or any(self.folder.glob("corrupt-*")) or any(self.chain.glob("step-*")):
             why = "; ".join(reasons) or "those there were are gone, or were set aside as corrupt"
             fix = "start the experiment anew"
-            raise StorageError(f"no checkpoint in {self.folder} can be used", why=why, fix=fix)
+            raise UnusableRun(f"no checkpoint in {self.folder} can be used", why=why, fix=fix)
         return None
 
     def clear(self) -> None:
@@ -216,7 +216,7 @@ class Checkpoints:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             what = f"disk full: the checkpoint of step {snapshot.step} needs {needed:,} bytes, {free:,} are free"
-            raise StorageError(what, where=str(self.folder), fix="free some disk space, or name another disk: output=")
+            raise StorageError(what, where=str(self.folder), fix="free some disk space, then resume")
 
     def _read(self, folder: Path) -> Snapshot:
         """One checkpoint, every file authenticated before it is parsed. Raises StorageError, _Damaged."""

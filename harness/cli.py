@@ -295,9 +295,16 @@ def list_runs(output: Output = Path("mlruns"), uri: Store = None) -> None:
     from harness import liveness
     from harness.storage import PROJECT
 
-    for run, has_folder in liveness.list_runs(PROJECT / output, uri):
+    found = list(liveness.list_runs(PROJECT / output, uri))
+    if not found:
+        print(f"MLflow knows no run in {PROJECT / output}")
+    for run, has_folder in found:
         began = datetime.fromtimestamp(run.time / 1000).strftime("%Y-%m-%d %H:%M")
         print(f"{run.name:40} {run.status:9} {began}  {'folder' if has_folder else 'no folder'}")
+    known = {run.name for run, _ in found}
+    for begun in sorted((PROJECT / output / "runs").glob("*/start.envelope.json")):
+        if begun.parent.name not in known:  # killed before its first record was sent
+            print(f"{begun.parent.name:40} not in MLflow; it may go on: launch.py --resume {begun.parent.name}")
 
 
 @runs.command()

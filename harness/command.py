@@ -148,14 +148,17 @@ def _resume(run: str, flags: list[str], words: list[str]) -> tuple[spec.Spec, st
         folder = storage.PROJECT / given.get("output", "mlruns") / "runs" / storage.safe_name(run)
     if not (folder / "spec.yaml").is_file():
         known = [path.parent.name for path in folder.parent.glob("*/spec.yaml")]
-        raise UserError(f"no run is called '{folder.name}'", where=str(folder), fix=did_you_mean(folder.name, known))
+        fix = f"{did_you_mean(folder.name, known)}; runs elsewhere: output=<folder>"
+        raise UserError(f"no run is called '{folder.name}'", where=str(folder), fix=fix)
     folder = folder.resolve()
     if folder.parent.name != "runs":
         fix = "move it back into a folder called 'runs'; MLflow's database lies beside that"
         raise UserError("not where runs are", where=str(folder), fix=fix)
     is_complete = (folder / "end.envelope.json").exists() and not (folder / "checkpoints").exists()
     if is_complete or (folder / "replicates.json").exists():
-        raise UserError(f"{folder.name} is finished", where=str(folder), fix="start the experiment anew")
+        raise UserError(
+            "this run is finished", where=str(folder), fix="its score is in model_card.md; see harness table"
+        )
     RunLock(folder.parent.parent, folder.name).refuse_owned()
     changes = {key: value for key, value in given.items() if key not in ("exp", "output")}
     resolved = spec.reload(folder / "spec.yaml", changes)

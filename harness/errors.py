@@ -7,6 +7,7 @@ HarnessError                 exit code
 │   └── ModelError                a checkpoint, a tokenizer, a layer name
 ├── TrainingError            1    a run that cannot go on
 ├── StorageError             5    a file or folder that cannot be read or written
+│   └── UnusableRun               a run that was begun and cannot go on
 └── Interrupted              130  Ctrl-C; 143 for SIGTERM; 75 for SIGUSR1, sent before preemption
 """
 
@@ -53,6 +54,10 @@ class StorageError(HarnessError):
     """A file or folder that cannot be read or written."""
 
     exit_code = 5
+
+
+class UnusableRun(StorageError):
+    """A run that was begun and cannot go on: edited, not to be trusted, without a checkpoint that is whole."""
 
 
 class Interrupted(HarnessError):

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from harness import device, digests, provenance
 from harness.assembly import Loaded
-from harness.errors import StorageError, UserError
+from harness.errors import UnusableRun, UserError
 from harness.keys import Key
 from harness.spec import Spec
 from harness.storage import PROJECT
@@ -70,12 +70,14 @@ class Statement:
         envelope = provenance.open_envelope(folder / "start.envelope.json", keys)
         is_unsigned = envelope.check.ok is None and envelope.predicate is not None
         if envelope.predicate is None or (is_unsigned and keys and not insecure):
-            fix = "start the experiment anew; --insecure accepts a run that is not signed with your key"
-            raise StorageError("the start statement cannot be trusted", why=envelope.check.detail, fix=fix)
+            before = "; it began before there was a key here, or somebody without it wrote it" if is_unsigned else ""
+            fix = "--insecure goes on with a run that is not signed" if is_unsigned else "start the experiment anew"
+            why = f"{envelope.check.detail}{before}"
+            raise UnusableRun("the start statement cannot be authenticated", why=why, fix=fix)
         for name, digest in envelope.subjects.items():
             if not digests.same(digests.file_digest(folder / name), digest):
                 fix = "start the experiment anew: a run keeps what it began with"
-                raise StorageError(f"{name} was edited since the run began", where=str(folder), fix=fix)
+                raise UnusableRun(f"{name} was edited since the run began", where=str(folder), fix=fix)
         if not digests.same(envelope.predicate.get("runId"), self._common["runId"]):
             fix = f"call the folder {envelope.predicate.get('runId')!r} again"
             raise UserError("the folder of another run", where=str(folder), fix=fix)

@@ -72,7 +72,10 @@ def _handle(number: int, frame: FrameType | None) -> None:
         _State.exit_code, _State.since = EXIT_CODES[signal.Signals(number)], now
         _follow_launcher(False)  # it may die now, having passed the signal on
         if _State.is_polled:
-            _say(f"{signal.Signals(number).name}: this step is finished and saved; once more ends the run at once")
+            _say(
+                f"{signal.Signals(number).name}: finishing this step and saving it; wait for the line that begins with "
+                f"'resume' (a second signal, {_ECHO_SECONDS:.0f} s after this one, ends the run at once)"
+            )
     if (is_first and _State.is_polled) or (not is_first and now - _State.since < _ECHO_SECONDS):
         return
     if number == signal.SIGINT:

@@ -35,12 +35,13 @@ from harness import (
     selftest,
     storage,
     tracking,
+    train,
     variants,
 )  # fmt: skip
 from harness.assembly import Assembled, Loaded
 from harness.checkpoint import Checkpoints, Snapshot, Unsigned
 from harness.console import Terminal
-from harness.errors import Interrupted, StorageError, TrainingError, UserError
+from harness.errors import Interrupted, StorageError, TrainingError, UnusableRun, UserError
 from harness.fingerprint import Statement
 from harness.metric import Metric
 from harness.selection import Selection, history_of, tell
@@ -321,7 +322,7 @@ def _working(session: _Session, name: str, tracker: Tracker, *, of_group: bool =
     except (KeyboardInterrupt, Interrupted):
         status = "KILLED"
         raise
-    except UserError:
+    except (UserError, UnusableRun, train.NonFinite):  # it would end the same way again
         can_go_on = False
         raise
     finally:

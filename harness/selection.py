@@ -134,6 +134,7 @@ class Selection:
             self._validate(step)
             self.clock = time.monotonic()
             is_over = self._is_out_of_patience(step) or is_last
+            agreed = self.training.agreement.reach()  # validating took its time
         self.found.is_done = is_over
         if agreed.exit_code:
             self._save(step.number, goes_on=False)
@@ -226,6 +227,8 @@ class Selection:
         self.saved_at = self.clock = time.monotonic()
         self.failed_saves = self.failed_saves + 1 if problem else 0
         if not problem:
+            if not goes_on:
+                self.terminal.say(f"saved the checkpoint of step {step}")
             return
         if self.failed_saves >= SAVE_ATTEMPTS and goes_on:
             raise StorageError(f"{SAVE_ATTEMPTS} checkpoints in a row could not be saved", why=problem)
@@ -261,7 +264,7 @@ class Selection:
         found = self.checkpoints.newest() if self.checkpoints else None
         snapshot = processes.from_first(self.accelerator, found)
         if snapshot is None:
-            raise error
+            raise train.NonFinite(error.what, why="there is no checkpoint yet to go back to", fix=error.fix)
         self.terminal.say(f"NOTE {error.what}: computing again from the checkpoint of step {snapshot.step}")
         self._restore(snapshot)
         self.told_before = self.told

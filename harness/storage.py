@@ -54,7 +54,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise StorageError(f"cannot write {path}", why=str(error)) from error
+        fix = "free some disk space, then resume the run" if error.errno == errno.ENOSPC else ""
+        raise StorageError(f"cannot write {path}", why=str(error), fix=fix) from error
 
 
 def write_text(path: Path, content: str) -> None:

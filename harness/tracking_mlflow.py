@@ -138,6 +138,7 @@ def connect(uri: str, folder: Path) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store").setLevel(logging.CRITICAL)  # it prints the traceback of what it raises as well
     if is_server(uri):
         return MlflowClient(tracking_uri=uri)
     database = sqlite_path(uri)

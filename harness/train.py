@@ -234,7 +234,9 @@ class Training:
     def _judge_nonfinite(self, number: int, loss: float, norm: float) -> None:
         left_out = self.progress.skipped.get("nonfinite", 0)
         if self.train.nonfinite != "skip" or left_out >= self.train.max_nonfinite:
-            fix = "lower train.learning_rate, warm up longer, precision=bf16 instead of fp16, or train.nonfinite=skip"
+            fix = "start anew with a lower train.learning_rate or a longer warm-up"
+            fix += ", or with precision=bf16 instead of fp16" if self.accelerator.scaler else ""
+            fix += ", or leave such steps out: train.nonfinite=skip" if self.train.nonfinite == "stop" else ""
             why = f"{left_out} such steps were left out before" if left_out else ""
             raise NonFinite(f"the loss is {loss}, the gradient norm {norm}, at step {number}", why=why, fix=fix)
         self.notice(f"NOTE step {number} left out: the loss is {loss}, the gradient norm {norm}")

@@ -59,6 +59,7 @@ def verify_run(run: str, output: Path) -> Verified:
         asked = found.name if found else run
         why = "MLflow does not know this run; set MLFLOW_TRACKING_URI if it was tracked elsewhere"
         problem = unread or Check("scores in MLflow", None, why, 5)
+    _refuse_parent(verdict)
     end = verdict.predicate("end")
     if end is not None:
         verdict.checks.append(_check_name(end.get("runId"), asked))
@@ -71,6 +72,16 @@ def verify_run(run: str, output: Path) -> Verified:
             verdict.checks.append(problem)
     verdict.checks += _check_entries(verdict, output)
     return Verified(**vars(verdict), output=output, mlflow_id=found.run_id if found else "")
+
+
+def _refuse_parent(verdict: Verification) -> None:
+    """Raise UserError for the parent of replicates: each of its runs is signed on its own."""
+    folder = verdict.folder
+    if folder and not verdict.envelopes and (folder / "spec.yaml").is_file():
+        others = sorted(folder.parent.glob(f"*-s*-{folder.name.rpartition('-')[2]}"))
+        if others:
+            fix = f"verify each of them: {', '.join(path.name for path in others)}"
+            raise UserError("the parent of replicates, which are signed one by one", where=folder.name, fix=fix)
 
 
 def links(verdict: Verification) -> list[chain.Link]:
@@ -190,7 +201,7 @@ def _folder(run: str, output: Path, found: FoundRun | None, unread: Check | None
     runs = output / "runs"
     known = [Path(found.tags["folder"])] if found and "folder" in found.tags else []
     named = _within(runs, found.name if found else run)
-    places = [*known, *([named] if named else [])]
+    places = [*([named] if named else []), *known]  # here first: a copied database names the folders it was copied from
     for place in places:
         if _is_dir(place):
             return place

@@ -20,7 +20,7 @@ def test_while_training_a_signal_leaves_a_note(number: int, code: int, capfd: py
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)  # an echo from the launcher
         assert interruption.requested() == code
-    assert "once more ends the run at once" in capfd.readouterr().err
+    assert "finishing this step and saving it" in capfd.readouterr().err
 
 
 def test_elsewhere_it_ends_what_is_done() -> None:

@@ -126,7 +126,7 @@ def test_a_launcher_that_is_stopped_leaves_a_checkpoint_and_no_orphan(
     assert process.returncode != 0
     wait_for(lambda: not processes_with(str(tmp_path)))
     told = log.read_text()
-    assert f"{number.name}: this step is finished and saved" in told
+    assert f"{number.name}: finishing this step and saving it" in told
     assert "resume  " in told
     assert query(tmp_path, "select status from runs") == [("KILLED",)]
 

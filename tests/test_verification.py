@@ -448,3 +448,12 @@ def test_what_it_takes_to_sign_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("HARNESS_SIGNING_KEY")
     with pytest.raises(UserError, match="no signing key"):
         resign_run(str(tmp_path), tmp_path)
+
+
+def test_the_parent_of_replicates_names_its_runs(tmp_path: Path) -> None:
+    parent = tmp_path / "runs" / "lora-x2-abcd"
+    for name in (parent.name, "lora-s0-abcd", "lora-s1-abcd"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "spec.yaml").write_text("name: lora\n")
+    with pytest.raises(UserError, match=r"signed one by one\n  fix: verify each of them: lora-s0-abcd, lora-s1-abcd"):
+        verify_run(str(parent), tmp_path)
