@@ -173,7 +173,7 @@ def test_a_pickle_in_a_checkpoint_is_never_executed(tmp_path: Path, name: str) -
 
     class Signer:
         def checkpoint(self, folder: Path, step: int) -> str:
-            return seal(folder, "checkpoint", {"step": step, "attempt": 1}, KEY)
+            return seal(folder, "checkpoint", {"runId": tmp_path.name, "step": step, "attempt": 1}, KEY)
 
         def follow(self, statement: str, attempt: int | None = None) -> None:
             pass
@@ -183,7 +183,7 @@ def test_a_pickle_in_a_checkpoint_is_never_executed(tmp_path: Path, name: str) -
     place = tmp_path / "checkpoints/step-0000003"
     assert Checkpoints(tmp_path, 2, Signer(), [KEY]).newest() is not None
     (place / name).write_bytes(pickle.dumps(Canary(tmp_path / "canary")))
-    seal(place, "checkpoint", {"step": 3, "attempt": 1}, KEY)
+    seal(place, "checkpoint", {"runId": tmp_path.name, "step": 3, "attempt": 1}, KEY)
     try:
         Checkpoints(tmp_path, 2, Signer(), [KEY], notice=lambda _: None).newest()
     except StorageError:
