@@ -49,14 +49,15 @@ Check = Callable[[Rehearsal], list[Finding]]
 def resume(rehearsal: Rehearsal) -> list[Finding]:
     """Steps without a stop against steps that are each taken by a new model, from the checkpoint of the one before."""
     _, expected = rehearsal.trained
-    statement = Statement(rehearsal.spec, rehearsal.seed, "selftest", rehearsal.loaded, rehearsal.accelerator, None)
+    name = "selftest"
+    statement = Statement(rehearsal.spec, rehearsal.seed, name, rehearsal.loaded, rehearsal.accelerator, None)
     losses: list[float] = []
     with tempfile.TemporaryDirectory() as place:
-        before = Checkpoints(Path(place) / "0", 1, statement)
+        before = Checkpoints(Path(place) / "0" / name, 1, statement)
         for number in range(1, NUM_STEPS + 1):
             assembled, training = _go_on(rehearsal, before)
             losses += take(training, 1)
-            before = Checkpoints(Path(place) / str(number), 1, statement)
+            before = Checkpoints(Path(place) / str(number) / name, 1, statement)
             before.save(_snapshot(assembled, training, number))
             shutil.rmtree(Path(place) / str(number - 1), ignore_errors=True)
         assembled, _ = _go_on(rehearsal, before)
