@@ -46,18 +46,35 @@ class Assembled:
         return any(method.can_merge for method in self.methods.values())
 
 
-def load(spec: Spec) -> Loaded:
-    """Read, split, check and tokenise the data. Raises DataError, ModelError, and SpecError for a method's settings."""
+def load(spec: Spec, known: dict[str, Loaded] | None = None) -> Loaded:
+    """Read, split, check and tokenise the data.
+
+    Args:
+        spec: what to load for.
+        known: what was loaded before, by what decides it: taken from there, and put there.
+
+    Raises:
+        DataError, ModelError: the data or the tokenizer cannot be used.
+        SpecError: a method's settings, or a warm-up longer than the run.
+    """
     for method, chosen in spec.methods.items():
         registry.build("method", method, chosen)  # their mistakes are told before anything is read
+    known = {} if known is None else known
+    key = digests.identity({section: spec.resolved()[section] for section in ("task", "model", "data")})
+    if key not in known:
+        known[key] = _read(spec)
+    total = spec.train.total_steps(known[key].task.num_batches(spec.train.batch_size))
+    if spec.train.num_warmup_steps(total) >= total:
+        what = f"the warm-up lasts {spec.train.warmup_steps:g} steps, the whole run {total}: its rate is never reached"
+        raise SpecError(what, where="train.warmup_steps", fix="shorten it, or give a share below 1")
+    return known[key]
+
+
+def _read(spec: Spec) -> Loaded:
     name, settings = next(iter(spec.task.items()))
     task: Task = registry.build("task", name, settings)
     splits = data.load(spec.data)
     tokens = task.load_data(splits, spec.model.name, spec.model.revision)
-    total = spec.train.total_steps(task.num_batches(spec.train.batch_size))
-    if spec.train.num_warmup_steps(total) >= total:
-        what = f"the warm-up lasts {spec.train.warmup_steps:g} steps, the whole run {total}: its rate is never reached"
-        raise SpecError(what, where="train.warmup_steps", fix="shorten it, or give a share below 1")
     return Loaded(splits, task, tokens, _identify(spec))
 
 

@@ -37,12 +37,28 @@ def deploy(
         variants = {"unmerged": model, "merged": merged(assembled)}
         scores |= merge_changes(task, model, variants["merged"], predictions, evaluator)
     if spec.latency.measure:
-        settings = readable(spec.latency, model, terminal)
-        with evaluator.accelerator.autocast():
-            rows = latency.measure(calls(variants), task.example, settings, evaluator.accelerator.device)
+        rows = _measure(spec, task, model, variants, evaluator, terminal)
         latency.write(rows, folder / "latency")
         scores |= latency.as_metrics(rows)
     return scores
+
+
+def measure_latency(
+    spec: Spec, task: Task, assembled: Assembled, evaluator: Evaluator, terminal: Terminal
+) -> dict[str, float]:
+    """Latency alone, of the model as one would deploy it: merged where a method merges."""
+    model = assembled.model.eval()
+    variants = {"merged": merged(assembled)} if assembled.merges else {"model": model}
+    return latency.as_metrics(_measure(spec, task, model, variants, evaluator, terminal))
+
+
+def _measure(
+    spec: Spec, task: Task, model: nn.Module, variants: Mapping[str, nn.Module], evaluator: Evaluator,
+    terminal: Terminal,
+) -> list[latency.Row]:  # fmt: skip
+    settings = readable(spec.latency, model, terminal)
+    with evaluator.accelerator.autocast():
+        return latency.measure(calls(variants), task.example, settings, evaluator.accelerator.device)
 
 
 def merged(assembled: Assembled) -> nn.Module:

@@ -6,6 +6,8 @@ HarnessError                 exit code
 │   ├── DataError                 a data set, a split, a label
 │   └── ModelError                a checkpoint, a tokenizer, a layer name
 ├── TrainingError            1    a run that cannot go on
+│   └── MemoryExhausted           out of memory, and nothing is left to halve
+├── Stopped                  1    a run that a study ended early
 ├── StorageError             5    a file or folder that cannot be read or written
 │   └── UnusableRun               a run that was begun and cannot go on
 └── Interrupted              130  Ctrl-C; 143 for SIGTERM; 75 for SIGUSR1, sent before preemption
@@ -48,6 +50,19 @@ class ModelError(UserError):
 
 class TrainingError(HarnessError):
     """A run that cannot go on."""
+
+
+class MemoryExhausted(TrainingError):
+    """Memory does not suffice, however small the pieces are."""
+
+
+class Stopped(HarnessError):
+    """A run that was ended before its end by the study it belongs to: hopeless, or out of time."""
+
+    def __init__(self, what: str, *, is_infeasible: bool = False) -> None:
+        """`is_infeasible`: not because of its score."""
+        super().__init__(what)
+        self.is_infeasible = is_infeasible
 
 
 class StorageError(HarnessError):

@@ -108,8 +108,10 @@ def measure(
 def as_metrics(rows: list[Row]) -> dict[str, float]:
     """The few numbers worth a chart: percentiles at the smallest batch, throughput at the largest shape.
 
-    Keys such as `latency/merged_b1_t128_p50_ms` and `latency/merged_b32_t128_examples_per_second`.
+    Keys such as `latency/merged_b1_t128_p50_ms` and `latency/merged_b32_t128_examples_per_second`. `latency/p50_ms` and
+    so on are those of what one would deploy, the merged model where there is one, at the greatest length.
     """
+    deployed = "merged" if any(row.variant == "merged" for row in rows) else rows[0].variant
     smallest = min(row.batch_size for row in rows)
     largest = max((row.batch_size, row.length) for row in rows)
     values: dict[str, float] = {}
@@ -117,6 +119,8 @@ def as_metrics(rows: list[Row]) -> dict[str, float]:
         cell = f"latency/{row.variant}_b{row.batch_size}_t{row.length}"
         if row.batch_size == smallest:
             values |= {f"{cell}_{key}": getattr(row, key) for key in _PERCENTILES}
+            if row.variant == deployed:  # lengths ascend: the greatest one stays
+                values |= {f"latency/{key}": getattr(row, key) for key in _PERCENTILES}
         if (row.batch_size, row.length) == largest:
             values[f"{cell}_examples_per_second"] = row.throughput_examples_per_second
     return values

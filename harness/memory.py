@@ -10,7 +10,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from harness import device
-from harness.errors import TrainingError
+from harness.errors import MemoryExhausted
 
 _SIGNS = (
     "CUDA error: out of memory",  # a failed cudaMalloc outside the caching allocator
@@ -41,7 +41,7 @@ def release() -> None:
     clear_device_cache(garbage_collection=True)
 
 
-def exhausted(what: str, rows: int, longest: int) -> TrainingError:
+def exhausted(what: str, rows: int, longest: int) -> MemoryExhausted:
     """The error of a run that cannot be cut smaller: `what` ran out of memory at `rows` texts of `longest` tokens.
 
     What is 0 is not said: no batch is to blame, or the length is not known.
@@ -49,7 +49,7 @@ def exhausted(what: str, rows: int, longest: int) -> TrainingError:
     size = f"{rows} x {longest} tokens (batch x longest text)" if longest else f"{rows} text at a time"
     shape = f" with {size}" if rows else ""
     free = ", ".join(f"{size / 1024**3:.2f} GiB free {where}" for where, size in _free().items())
-    return TrainingError(
+    return MemoryExhausted(
         f"out of memory in {what}{shape}",
         why=f"peak {device.peak_memory_gib():.2f} GiB{free and ', '}{free}; there is nothing left to halve",
         fix="a smaller max_length, precision=bf16 (on a GPU), fewer trained parameters (exp=lora), or a smaller model",

@@ -77,6 +77,8 @@ class Wishes:
     """Stop after this step."""
     save: int = 0
     """Save a checkpoint after this step."""
+    stop: int = 0
+    """End the run after this step: its time is over."""
 
 
 class Agreement:
@@ -89,12 +91,15 @@ class Agreement:
         self._accelerator = accelerator
         self.is_save_due: Callable[[], bool] = lambda: False
         """Asked on every process; the first one's clock is enough."""
+        self.is_time_over: Callable[[], bool] = lambda: False
+        """The same, for the end of the run."""
         self.agreed = Wishes()
         """The outcome of the last call."""
 
     def reach(self, *, retry: bool = False, shrink: bool = False) -> Wishes:
-        """Say what this process wishes, and learn what all do (one reduction of four numbers, maximum)."""
+        """Say what this process wishes, and learn what all do (one reduction of five numbers, maximum)."""
         own = [int(retry), int(shrink), interruption.requested(), int(self.is_save_due())]
+        own.append(int(self.is_time_over()))
         if self._accelerator.num_processes > 1:
             tensor = torch.tensor(own, dtype=torch.int32, device=self._accelerator.device)
             with together():

@@ -47,14 +47,14 @@ def say_start(terminal: Terminal, name: str, assembled: Assembled) -> None:
 
 
 def say_result(
-    terminal: Terminal, name: str, folder: Path, tracker: Tracker, own: dict[str, float], scores: dict[str, float],
+    terminal: Terminal, name: str, folder: Path, tracker: Tracker, scores: dict[str, float],
     ladder: list[list[str]], signed_by: str,
 ) -> None:  # fmt: skip
     """The score among its yardsticks, and where everything is."""
     terminal.say()
     terminal.table(["on the test split", "macro-F1", "accuracy"], ladder)
     terminal.say(
-        f"\nscore   test/f1_macro {own['f1_macro']:.4f}, checkpoint of epoch {scores['best/epoch']:.0f}; "
+        f"\nscore   test/f1_macro {scores['test/f1_macro']:.4f}, checkpoint of epoch {scores['best/epoch']:.0f}; "
         f"{scores['time/total_s']:.0f} s, {scores['memory/peak_gib']:.2f} GiB"
     )
     terminal.say(f"run     {name}, MLflow id {tracker.run_id or 'none: not recorded'}")
@@ -62,6 +62,15 @@ def say_result(
     if tracker.problem:
         terminal.say(f"NOTE    {tracker.problem}")
     terminal.say(f"signed  {signed_by}  Check it: harness verify {folder}")
+
+
+def send_end(folder: Path, scores: dict[str, float], tracker: Tracker) -> None:
+    """Everything that is known at the end of a run, and its files, to the tracker."""
+    tracker.metrics(scores, int(scores["train/steps"]))
+    if (card := folder / "model_card.md").exists():
+        tracker.tags({"mlflow.note.content": card.read_text(encoding="utf-8")})
+    tracker.artifacts(folder, ignore=["checkpoints/*"])
+    tracker.finish("FINISHED")
 
 
 def effort(spec: Spec, selected: Selected) -> dict[str, float]:

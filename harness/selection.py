@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from harness import checkpoint, evaluate, interruption, processes, seeding, trai
 from harness.assembly import Assembled
 from harness.checkpoint import Checkpoints, Snapshot
 from harness.console import Terminal
-from harness.errors import Interrupted, StorageError, TrainingError
+from harness.errors import Interrupted, Stopped, StorageError, TrainingError
 from harness.metric import History, Metric
 from harness.spec import Spec
 from harness.storage import RunLock
@@ -48,6 +49,25 @@ class Selected:
     is_done: bool = False
     """Whether training is over: nothing is left but to judge the best checkpoint."""
 
+    @property
+    def best_scores(self) -> dict[str, float]:
+        """The validation scores of the best checkpoint."""
+        found = {key: dict(points) for key, points in self.history.items() if key.startswith("validation/")}
+        return {key: points[self.step] for key, points in found.items() if self.step in points}
+
+
+@dataclass(frozen=True)
+class Oversight:
+    """Who looks at a run from outside, and may end it early (a study's pruner)."""
+
+    report: Callable[[dict[str, float], int], str]
+    """Called on the first process after each validation with its scores and its number, from 1; returns why the run
+    should end, or ""."""
+    seconds: float | None = None
+    """The run ends when it took longer than this."""
+    of_seed: Callable[[int, list[dict[str, float]]], Oversight | None] = lambda number, before: None
+    """For the n-th of several seeds, given the scores of those before it. Raises Stopped."""
+
 
 class Selection:
     """One run's training: `Training` yields steps, this decides what follows each."""
@@ -56,12 +76,12 @@ class Selection:
         self, spec: Spec, task: Task, assembled: Assembled, metrics: dict[str, Metric],
         accelerator: Accelerator, tracker: Tracker, terminal: Terminal,
         checkpoints: Checkpoints | None = None, lock: RunLock | None = None,
-        evaluator: evaluate.Evaluator | None = None,
+        evaluator: evaluate.Evaluator | None = None, oversight: Oversight | None = None,
     ) -> None:  # fmt: skip
         """`checkpoints` and `lock` are those of the first process; the others have none."""
         self.spec, self.task, self.assembled, self.metrics = spec, task, assembled, metrics
         self.accelerator, self.tracker, self.terminal = accelerator, tracker, terminal
-        self.checkpoints, self.lock = checkpoints, lock
+        self.checkpoints, self.lock, self.oversight = checkpoints, lock, oversight
         self.evaluator = evaluator or evaluate.Evaluator(accelerator, terminal.say)
         self.found = Selected()
         self.waiting: list[train.Step] = []
@@ -81,6 +101,7 @@ class Selection:
             TrainingError: the loss or the gradient is not finite, memory does not suffice, a process is gone.
             StorageError: several checkpoints in a row could not be saved.
             Interrupted: as asked for by a signal, with a checkpoint saved.
+            Stopped: by its oversight.
         """
         model = self.assembled.model.to(self.accelerator.device)
         generator = torch.Generator().manual_seed(seed)
@@ -89,6 +110,8 @@ class Selection:
         self.training = train.Training(model, self.task, methods, settings, self.accelerator, generator, say)
         every = self.spec.checkpoint.every.seconds
         self.training.agreement.is_save_due = lambda: every is not None and time.monotonic() - self.saved_at >= every
+        if self.oversight and (limit := self.oversight.seconds) is not None:
+            self.training.agreement.is_time_over = lambda: self._seconds() > limit
         self._same_start(seed)
         if snapshot is not None:
             self._restore(snapshot)
@@ -127,11 +150,11 @@ class Selection:
     def _follow(self, step: train.Step) -> bool:
         """What follows a step: validation, checkpoint, a stop that was asked for; returns whether training is over."""
         is_last, agreed = step.number == self.total, self.training.agreement.agreed
-        is_over = is_last
+        is_over, why = is_last, ""
         if is_last or step.number % self.spec.evaluation.every.steps(self.per_epoch) == 0:
             self._log()
             self.found.train_seconds += time.monotonic() - self.clock
-            self._validate(step)
+            why = self._validate(step)
             self.clock = time.monotonic()
             is_over = self._is_out_of_patience(step) or is_last
             agreed = self.training.agreement.reach()  # validating took its time
@@ -139,6 +162,10 @@ class Selection:
         if agreed.exit_code:
             self._save(step.number, goes_on=False)
             raise Interrupted(agreed.exit_code, is_agreed=True)
+        if why and not is_over:
+            raise Stopped(why)
+        if agreed.stop and not is_over:
+            raise Stopped(f"out of time after {step.number} steps", is_infeasible=True)
         every = self.spec.checkpoint.every
         if not is_over and (agreed.save or (every.seconds is None and step.number % every.steps(self.per_epoch) == 0)):
             self._save(step.number)
@@ -184,8 +211,8 @@ class Selection:
         for key, value in scores.items():
             self.found.history[key].append((step, value))
 
-    def _validate(self, step: train.Step) -> None:
-        """Score the validation split; keep the weights if it is the best so far."""
+    def _validate(self, step: train.Step) -> str:
+        """Score the validation split; keep the weights if it is the best so far. Returns why the run should end."""
         predictions = self.evaluator.predict(self.assembled.model, self.task, "validation")
         scores = evaluate.score(predictions, self.metrics, "validation")
         self._record(scores, step.number)
@@ -199,6 +226,10 @@ class Selection:
             self.found.state = checkpoint.trained_state(self.assembled.model)
         best = "  best so far" if is_better else ""
         self.terminal.say(f"epoch {step.epoch}  step {step.number}  {stopping.metric} {score:.4f}{best}")
+        if not self.oversight:
+            return ""
+        number, is_first = len(self.found.history[stopping.metric]), self.accelerator.is_main_process
+        return str(processes.from_first(self.accelerator, self.oversight.report(scores, number) if is_first else ""))
 
     def _is_out_of_patience(self, step: train.Step) -> bool:
         patience = self.spec.early_stopping.patience
@@ -239,7 +270,7 @@ class Selection:
         found = {key: value for key, value in vars(self.found).items() if key != "state"}
         progress: dict[str, Any] = {"training": self.training.state(), "selected": found, "random": random_states}
         progress["evaluation_tokens"] = self.evaluator.tokens
-        progress["seconds"] = self.found.seconds_before + time.monotonic() - self.begun
+        progress["seconds"] = self._seconds()
         trained = checkpoint.trained_state(self.assembled.model)
         return Snapshot(step, trained, self.training.optimizer_state(), self.found.state, progress)
 
@@ -268,6 +299,10 @@ class Selection:
         self.terminal.say(f"NOTE {error.what}: computing again from the checkpoint of step {snapshot.step}")
         self._restore(snapshot)
         self.told_before = self.told
+
+    def _seconds(self) -> float:
+        """What the run took so far, in all its processes one after the other."""
+        return self.found.seconds_before + time.monotonic() - self.begun
 
     def _same_start(self, seed: int) -> None:
         """Give every process its own dropout masks, and make sure that all hold the same weights.

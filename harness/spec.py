@@ -1,19 +1,19 @@
-"""A spec: YAML and overrides in, one frozen, validated object out. The only door to Hydra and OmegaConf.
+"""A spec: YAML and overrides in, one frozen, validated object out.
 
-Hydra's compose API merges `experiments/base.yaml`, the chosen file and the overrides; pydantic judges the result. All
-errors are reported at once, each with its place, and before anything heavy is imported.
+Hydra's compose API (composing.py) merges `experiments/base.yaml`, the chosen file and the overrides; pydantic judges
+the result. All errors are reported at once, each with its place, and before anything heavy is imported.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
-from harness import registry, yaml_source
+from harness import composing, registry, yaml_source
 from harness.data import Data
 from harness.errors import SpecError, did_you_mean
 from harness.latency import Latency
@@ -49,6 +49,9 @@ class Evaluation(Settings):
     """When the validation split is scored, and what stands beside the test score."""
 
     every: Duration
+    final: Literal["test", "weights", "scores"]
+    """What a run leaves at its end. test: it is judged on the test split, measured and described. weights: the best
+    weights and their validation scores; the test split stays unread. scores: the same without the weights."""
     baselines: bool
     """Score majority class, TF-IDF and frozen embeddings (and VADER, a human rater) on the same test split."""
 
@@ -160,7 +163,12 @@ def names() -> list[str]:
 
 def story(name: str) -> str:
     """The comment at the top of a spec."""
-    lines = (EXPERIMENTS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    return comment(EXPERIMENTS / f"{name}.yaml")
+
+
+def comment(path: Path) -> str:
+    """The comment at the top of a YAML file."""
+    lines = path.read_text(encoding="utf-8").splitlines()
     kept = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines[:kept])
 
@@ -209,7 +217,9 @@ def defaults() -> dict[str, Any]:
 
 def _build(name: str, overrides: list[str]) -> Spec:
     files = [yaml_source.read(EXPERIMENTS / file) for file in ("base.yaml", f"{name}.yaml")]
-    return _judge(_compose(name, overrides), name, story(name), yaml_source.Places(files, overrides))
+    return _judge(
+        composing.compose(EXPERIMENTS, name, overrides), name, story(name), yaml_source.Places(files, overrides)
+    )
 
 
 def _judge(composed: dict[str, Any], name: str, told: str, places: yaml_source.Places) -> Spec:
@@ -220,34 +230,8 @@ def _judge(composed: dict[str, Any], name: str, told: str, places: yaml_source.P
     except ValidationError as error:
         problems += error.errors()
     if problems:
-        raise SpecError("\n".join(dict.fromkeys(_explain(problem, places) for problem in problems)))
+        raise SpecError("\n".join(dict.fromkeys(explain(problem, places, _siblings) for problem in problems)))
     return spec
-
-
-def _compose(name: str, overrides: list[str]) -> dict[str, Any]:
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    asked = [override if override[:1] in "~+" else f"++{override}" for override in overrides]
-    for override in overrides:
-        if "=" not in override and not override.startswith("~"):
-            raise SpecError(f"'{override}' is not an override", fix="write key=value, or ~key to remove a key")
-        if "${" in override:
-            raise SpecError(
-                f"'{override}': specs cannot refer to the environment or to other keys", fix="write the value"
-            )
-    try:
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
-            composed: Any = OmegaConf.to_container(compose(name, overrides=asked), resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        first = str(error).splitlines()[0]
-        quoted = "quote values with special characters: 'data.name=\"my file (1).csv\"'"
-        raise SpecError(first, where=" ".join(overrides) or f"{name}.yaml", fix=quoted) from None
-    return dict(composed)
 
 
 def _validate_plugins(composed: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
@@ -273,8 +257,11 @@ def _validate_plugins(composed: dict[str, Any]) -> tuple[dict[str, Any], list[An
     return sections, problems
 
 
-def _explain(problem: Any, places: yaml_source.Places) -> str:
-    """One line for one pydantic error: where, what, what instead."""
+def explain(problem: Any, places: yaml_source.Places, siblings_of: Callable[[list[str]], list[str]]) -> str:
+    """One line for one pydantic error: where, what, what instead.
+
+    `siblings_of` a path: the keys that may stand there.
+    """
     path = [str(part) for part in problem["loc"] if not str(part).startswith(("list[", "literal[", "constrained-"))]
     message, value = problem["msg"].removeprefix("Value error, "), problem["input"]
     if not path:  # a rule over several settings names its key in its message
@@ -282,7 +269,7 @@ def _explain(problem: Any, places: yaml_source.Places) -> str:
         path = key.split(".")
     key = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        siblings = _siblings(path)
+        siblings = siblings_of(path)
         near = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.6)
         message = f"unknown key; did you mean `{near[0]}`?" if near else f"unknown key; known: {', '.join(siblings)}"
     elif problem["type"] == "missing":

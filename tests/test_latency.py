@@ -221,7 +221,8 @@ def grid() -> list[Row]:
 def test_metrics_are_few_and_are_the_rows_numbers() -> None:
     rows = grid()
     values = as_metrics(rows)
-    assert len(values) == 2 * 4 * 3 + 2
+    assert len(values) == 2 * 4 * 3 + 2 + 3
+    assert values["latency/p50_ms"] == values["latency/merged_b1_t128_p50_ms"]  # what one would deploy
     assert values["latency/merged_b1_t128_p50_ms"] == next(
         row.p50_ms for row in rows if (row.variant, row.batch_size, row.length) == ("merged", 1, 128)
     )

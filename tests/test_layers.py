@@ -26,26 +26,30 @@ LAYERS = [
         "device",
         "optim",
         "findings",
+        "trials",
     ],
-    ["builtin", "ledger", "memory", "provenance", "metric", "method", "tracker", "yaml_source", "latency"],
+    ["composing", "builtin", "ledger", "memory", "provenance", "metric", "method", "tracker", "yaml_source", "latency"],
     ["chain", "hub", "processes", "spool", "tracking_mlflow", "metrics", "methods"],
     ["sources", "tracking_writer"],
     ["data", "tracking_queue", "tracking_sync"],
     ["tracking_worker"],
     ["tracking"],
     ["liveness", "task", "spec"],
-    ["tasks", "checkpoint", "gradients", "rollback", "evaluate", "baselines", "compression"],
-    ["train", "assembly", "verification"],
-    ["fingerprint", "report", "selection", "deployment", "rehearsal"],
-    ["origins", "plan", "record", "proofs", "replicates", "table", "variants"],
-    ["selftest"],
+    ["search_space"],
+    ["study_plan", "study_console", "tasks", "checkpoint", "gradients", "rollback", "evaluate", "baselines", "compression"],
+    ["sampling", "train", "assembly", "verification"],
+    ["study", "fingerprint", "report", "selection", "deployment", "rehearsal"],
+    ["origins", "plan", "record", "proofs", "replicates", "table", "variants", "session"],
+    ["selftest", "judgement"],
     ["run"],
+    ["worker"],
+    ["sweep"],
     ["command", "cli"],
 ]
 DOORS = {
     "mlflow": {"tracking_mlflow", "tracking_writer"},
-    "hydra": {"spec"},
-    "omegaconf": {"spec"},
+    "hydra": {"composing"},
+    "omegaconf": {"composing"},
     "yaml": {"yaml_source", "table", "origins"},
     "accelerate": {
         "memory",
@@ -55,7 +59,7 @@ DOORS = {
         "evaluate",
         "selection",
         "variants",
-        "run",
+        "session",
         "fingerprint",
         "rehearsal",
         "selftest",
@@ -67,7 +71,7 @@ DOORS = {
     "sklearn": {"metrics", "baselines"},
     "plotly": {"figures", "metrics", "report"},
     "matplotlib": {"figures", "metrics"},
-    "optuna": set(),
+    "optuna": {"sampling", "study"},
 }
 HEAVY = {"torch", *DOORS} - {"yaml"}
 LIGHT_AT_START = ("command", "spec", "cli", "data", "latency", "tracking", "liveness", "optim", "registry", "threads")
@@ -111,7 +115,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed(name: str) -> None:
     tree = ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))
     at_start = {top.split(".")[0] for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.If)
                 for top in imports(node)}  # fmt: skip
-    assert not at_start & (HEAVY - ({"hydra", "omegaconf"} if name == "spec" else set()))
+    assert not at_start & HEAVY
 
 
 def test_no_room_without_a_name() -> None:

@@ -1,0 +1,57 @@
+"""What follows training: the best checkpoint is judged, made smaller, measured and described, as the spec asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from harness import baselines, deployment, evaluate, record, report, variants
+from harness.assembly import Assembled
+from harness.evaluate import Evaluator
+from harness.metric import Metric
+from harness.selection import Selected
+from harness.session import Session
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a run reached."""
+
+    scores: dict[str, float]
+    ladder: list[list[str]] = field(default_factory=list)
+    """The test score among its yardsticks; empty where the test split was not opened."""
+
+
+def judge(
+    session: Session, name: str, assembled: Assembled, selected: Selected, metrics: dict[str, Metric],
+    evaluator: Evaluator, signed_by: str,
+) -> Judged:  # fmt: skip
+    """Score the model, which holds the best checkpoint, and write what the run leaves about it into its folder.
+
+    On all processes; the first one writes. Only `evaluation.final=test` opens the test split.
+    """
+    spec, loaded, folder = session.spec, session.loaded, session.output / "runs" / name
+    is_first, terminal = session.accelerator.is_main_process, session.terminal
+    scores = record.effort(spec, selected)
+    if spec.evaluation.final != "test":
+        scores |= selected.best_scores | {"parameters/trainable": float(assembled.count.trainable)}
+        if is_first and spec.latency.measure:
+            scores |= deployment.measure_latency(spec, loaded.task, assembled, evaluator, terminal)
+        return Judged(scores)
+    predictions = evaluator.predict(assembled.model, loaded.task, "test")
+    scores = evaluate.score(predictions, metrics, "test") | scores
+    scores["oom/evaluation_events"] = float(evaluator.num_out_of_memory)
+    if not is_first:
+        return Judged(scores)
+    evaluate.write(predictions, metrics, folder / "test")
+    scores |= deployment.deploy(spec, loaded.task, assembled, predictions, evaluator, folder, terminal)
+    compressed = variants.judge(spec, loaded.task, assembled, metrics, session.accelerator, folder, terminal)
+    scores |= compressed.scores
+    if spec.evaluation.baselines and not session.yardsticks:
+        given = loaded.splits, spec.data, spec.model.name, spec.model.revision
+        session.yardsticks.extend(baselines.measure(*given, terminal.say))
+    own = baselines.score(predictions.labels, predictions.predicted, predictions.label_names)
+    ladder = report.score_rows(own, session.yardsticks, name)
+    report.learning_curves(selected.history, selected.step, folder)
+    told = signed_by, compressed.section
+    report.write_card(report.model_card(spec, loaded, assembled, name, own, ladder, scores, *told), folder)
+    return Judged(scores, ladder)

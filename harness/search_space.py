@@ -1,0 +1,368 @@
+"""A search space: which settings of a spec a study tries, what it is after, and what it is measured against.
+
+One YAML file of `search_spaces/` is one study. The keys of its `space` are dotted keys of the spec; every value that a
+trial chooses becomes an override, as if it had been typed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from harness import composing, spec, yaml_source
+from harness.errors import SpecError, did_you_mean
+from harness.settings import Settings
+from harness.storage import PROJECT
+from harness.trials import Arm
+
+SPACES = PROJECT / "search_spaces"
+SAMPLERS = ("tpe", "gp", "random", "grid", "cmaes", "nsga2")
+PRUNERS = ("none", "median", "percentile", "hyperband", "successive_halving", "wilcoxon")
+
+
+class Distribution(Settings):
+    """The values a setting may take: exactly one of the first five."""
+
+    choice: list[Any] | None = Field(default=None, min_length=1)
+    """These, of whatever type the setting has."""
+    uniform: tuple[float, float] | None = None
+    """From the first to the second number."""
+    log_uniform: tuple[float, float] | None = None
+    """The same, equally likely in every order of magnitude."""
+    int_uniform: tuple[int, int] | None = None
+    """Whole numbers from the first to the second, both included."""
+    int_log_uniform: tuple[int, int] | None = None
+    """The same, equally likely in every order of magnitude."""
+    step: float | None = Field(default=None, gt=0)
+    """Distance of the values of `uniform` and `int_uniform`."""
+    when: dict[str, Any] = Field(default={})
+    """Only where keys that are searched above have this value, or one of these."""
+
+    @field_validator("uniform", "log_uniform", "int_uniform", "int_log_uniform", mode="before")
+    @classmethod
+    def _pair(cls, bounds: Any) -> Any:
+        return tuple(bounds) if isinstance(bounds, list) else bounds
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        given = [kind for kind in _KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"exactly one of {', '.join(_KINDS)} is needed")
+        kind = given[0]
+        if kind == "choice":
+            if len({json.dumps(value, sort_keys=True) for value in self.choice or ()}) < len(self.choice or ()):
+                raise ValueError("the choices are distinct")
+        else:
+            low, high = getattr(self, kind)
+            if low >= high or (low <= 0 and "log" in kind):
+                raise ValueError(f"{kind} is [low, high], low below high" + (", above 0" if "log" in kind else ""))
+        if self.step is not None and kind not in ("uniform", "int_uniform"):
+            raise ValueError(f"step does not go with {kind}")
+        if self.step is not None and kind == "int_uniform" and self.step != int(self.step):
+            raise ValueError("step of int_uniform is a whole number")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Which of the five."""
+        return next(kind for kind in _KINDS if getattr(self, kind) is not None)
+
+    @property
+    def scale(self) -> str:
+        """`choice`, `log` or `linear`."""
+        return "choice" if self.kind == "choice" else "log" if "log" in self.kind else "linear"
+
+    @property
+    def extremes(self) -> list[Any]:
+        """Every choice, or both ends: if these are right, what lies between is."""
+        return list(self.choice) if self.choice else list(getattr(self, self.kind))
+
+    @property
+    def values(self) -> list[Any] | None:
+        """All values; None where there is no end of them."""
+        if self.choice:
+            return list(self.choice)
+        low, high = getattr(self, self.kind)
+        if self.kind.startswith("int"):
+            return list(range(low, high + 1, int(self.step or 1)))
+        if self.step is None:
+            return None
+        return [low + i * self.step for i in range(int((high - low) / self.step * (1 + 1e-12)) + 1)]
+
+
+_KINDS = ("choice", "uniform", "log_uniform", "int_uniform", "int_log_uniform")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One entry of a search space."""
+
+    key: str
+    """Dotted key of the spec, or `exp`."""
+    name: str
+    """The key; where it has several ranges, with the condition of this one."""
+    distribution: Distribution
+
+    def applies(self, chosen: dict[str, Any]) -> bool:
+        """Whether its condition holds for what was chosen so far."""
+        return all(key in chosen and chosen[key] in as_list(value) for key, value in self.distribution.when.items())
+
+
+Space = dict[str, list[Distribution]]
+
+
+class Objective(Settings):
+    """What a study is after."""
+
+    metric: str
+    """`validation/<name>` at the checkpoint that is kept, or one of what every trial records."""
+    direction: Literal["maximize", "minimize"]
+
+
+class Baseline(Settings):
+    """What the search is measured against: tuned in the same study, under the same budget, data and seeds."""
+
+    exp: str
+    """The experiment."""
+    space: Space = Field(default={})
+    """What is tuned of it."""
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _flat(cls, space: Any) -> Any:
+        return _flattened(space)
+
+
+class Confirm(Settings):
+    """The best configurations are trained again on fresh seeds; then the best one is judged on the test split, once."""
+
+    top: int = Field(ge=1)
+    """How many of the search, and of the baseline."""
+    seeds: list[int] = Field(min_length=2)
+    """None of which the search used."""
+
+
+class Resources(Settings):
+    """What a worker reserves on a Ray cluster."""
+
+    cpus: float = Field(default=1, gt=0)
+    gpus: float = Field(default=0, ge=0)
+
+
+class SearchSpace(Settings):
+    """One study. On the command line its keys stand beside those of the spec: `trials=8 train.epochs=2`."""
+
+    name: str
+    story: str
+    """The comment at the top of the file: what it asks."""
+    objective: list[Objective] = Field(min_length=1)
+    """One, or several: then nothing is pruned, and the result is a Pareto front."""
+    space: Space
+    """Dotted key of the spec -> values; a list of them, each with a condition, where they depend on other keys. The key
+    `exp` chooses among experiments."""
+    baseline: Baseline | None = None
+    trials: int | None = Field(default=None, ge=1)
+    """How many trials the search has in total, and the baseline as many. None: with `grid` all of them."""
+    minutes: float | None = Field(default=None, gt=0)
+    """The search, and the baseline likewise, begins no trial when its trials took so long in total."""
+    trial_minutes: float | None = Field(default=None, gt=0)
+    """A trial that takes longer is ended, and counts as one that broke a constraint."""
+    sampler: dict[str, dict[str, Any]] = Field(default={"tpe": {}})
+    """Name -> settings of Optuna's class."""
+    sampler_seed: int = Field(default=0, ge=0)
+    pruner: dict[str, dict[str, Any]] = Field(default={"none": {}})
+    """Name -> settings of Optuna's class."""
+    constraints: dict[str, float] = Field(default={})
+    """Metric -> largest value; a trial beyond it is never the best, and the sampler learns from it."""
+    confirm: Confirm | None = None
+    study: str | None = Field(default=None, pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+    """Its name. None: that of the space, and of the experiment."""
+    storage: str | None = None
+    """Where Optuna keeps it. None: a journal file in the study's folder; for several machines
+    `postgresql+psycopg://user@host/database`."""
+    heartbeat_seconds: int = Field(default=60, ge=1)
+    """How often a worker shows a database that it lives; it is given up after three times as long."""
+    workers: int = Field(default=1, ge=1)
+    """Processes on this machine that take trials."""
+    executor: Literal["local", "ray"] = "local"
+    """ray: the workers are Ray's, on whatever machines its cluster has."""
+    resources: Resources = Resources()
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _several(cls, objective: Any) -> Any:
+        return [objective] if isinstance(objective, dict) else objective
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _flat(cls, space: Any) -> Any:
+        return _flattened(space)
+
+    @field_validator("sampler", "pruner", mode="before")
+    @classmethod
+    def _named(cls, chosen: Any) -> Any:
+        found = {chosen: {}} if isinstance(chosen, str) else chosen
+        if isinstance(found, dict) and len(found) != 1:
+            raise ValueError("name exactly one")
+        return {name: settings or {} for name, settings in found.items()} if isinstance(found, dict) else found
+
+    @model_validator(mode="after")
+    def _alive(self) -> Self:
+        """Refuse settings that do not go together."""
+        ((sampler, _),), ((pruner, _),) = self.sampler.items(), self.pruner.items()
+        for key, name, known in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
+            if name not in known:
+                raise ValueError(f"{key}: no {key} is called '{name}'; {did_you_mean(name, known)}")
+        if len(self.objective) > 1 and pruner != "none":
+            raise ValueError("pruner: with several objectives nothing can be pruned; say none")
+        if len(self.objective) > 1 and sampler in ("cmaes",):
+            raise ValueError("sampler: cmaes has one objective; tpe, gp and nsga2 take several")
+        for space in (self.space, self.baseline.space if self.baseline else {}):
+            _check_conditions(space)
+            kinds = {distribution.kind for entries in space.values() for distribution in entries}
+            if sampler == "cmaes" and "choice" in kinds:
+                raise ValueError("sampler: cmaes samples numbers only; use tpe where there are choices")
+            conditional = any(distribution.when for entries in space.values() for distribution in entries)
+            if sampler in ("cmaes", "gp") and conditional:
+                raise ValueError(f"sampler: {sampler} knows no conditions (`when`); use tpe, random or nsga2")
+        if self.trials is None and sampler != "grid" and self.minutes is None:
+            raise ValueError("trials: say how many, or for how many minutes")
+        return self
+
+    @property
+    def arms(self) -> list[Arm]:
+        """The search, and the baseline if there is one."""
+        return ["search", "baseline"] if self.baseline else ["search"]
+
+    def parameters(self, arm: Arm) -> list[Parameter]:
+        """What is searched, in the order of the file: conditions name earlier keys."""
+        space = self.baseline.space if arm == "baseline" and self.baseline else self.space
+        found = []
+        for key, entries in space.items():
+            for entry in entries:
+                told = ",".join(f"{key}={json.dumps(value)}" for key, value in entry.when.items())
+                found.append(Parameter(key, f"{key}[{told}]" if len(entries) > 1 else key, entry))
+        return found
+
+    def choose(self, arm: Arm, suggest: Callable[[Parameter], Any]) -> dict[str, Any]:
+        """A configuration: dotted key -> what `suggest` says for each parameter that applies."""
+        chosen: dict[str, Any] = {}
+        for parameter in self.parameters(arm):
+            if parameter.applies(chosen):
+                chosen[parameter.key] = suggest(parameter)
+        return chosen
+
+    def grid(self, arm: Arm) -> list[dict[str, Any]]:
+        """Every configuration, by the names of the parameters.
+
+        Raises:
+            SpecError: a range without a step has no end of values.
+        """
+        found: list[tuple[dict[str, Any], dict[str, Any]]] = [({}, {})]
+        for parameter in self.parameters(arm):
+            values = parameter.distribution.values
+            if values is None:
+                fix = "give `choice`, or a `step`"
+                raise SpecError("a grid needs values that can be counted", where=f"space.{parameter.key}", fix=fix)
+            found = [
+                (chosen | {parameter.key: value}, named | {parameter.name: value})
+                for chosen, named in found
+                for value in (values if parameter.applies(chosen) else [_ABSENT])
+            ]
+            found = [(_present(chosen), _present(named)) for chosen, named in found]
+        return [named for _, named in found]
+
+
+_ABSENT = object()
+
+
+def _present(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not _ABSENT}
+
+
+def as_list(value: Any) -> list[Any]:
+    """The value of a condition: one, or several of which one must hold."""
+    return value if isinstance(value, list) else [value]
+
+
+def _flattened(space: Any, prefix: str = "") -> Any:
+    """A space with one entry per dotted key, however deep an override has nested it; each entry a list."""
+    if not isinstance(space, dict):
+        return space
+    flat: dict[str, Any] = {}
+    for key, value in space.items():
+        if isinstance(value, dict) and value and not value.keys() & set(Distribution.model_fields):
+            flat |= _flattened(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = as_list(value)
+    return flat
+
+
+def _check_conditions(space: Space) -> None:
+    """Raise ValueError for a condition on a key that is not searched above, or for ranges that could both apply."""
+    above: set[str] = set()
+    for key, entries in space.items():
+        for entry in entries:
+            if unknown := entry.when.keys() - above:
+                raise ValueError(f"space.{key}: `when` names {min(unknown)}, which is not searched above it")
+        for one, other in itertools.combinations(entries, 2):
+            common = one.when.keys() & other.when.keys()
+            if not any(not _shared(one.when[name], other.when[name]) for name in common):
+                raise ValueError(f"space.{key}: two of its ranges can apply at once; give them conditions")
+        above.add(key)
+
+
+def _shared(one: Any, other: Any) -> list[Any]:
+    return [value for value in as_list(one) if value in as_list(other)]
+
+
+def names() -> list[str]:
+    """The search spaces that exist."""
+    return sorted(path.stem for path in SPACES.glob("*.yaml"))
+
+
+def load(name: str, overrides: list[str] | None = None) -> SearchSpace:
+    """Read and validate a search space by itself; `check` holds it against an experiment.
+
+    Args:
+        name: a file of `search_spaces/`, without `.yaml`.
+        overrides: `key=value` with its own keys, such as `trials=8`.
+
+    Raises:
+        SpecError: everything that is wrong with it, at once.
+    """
+    if name not in names():
+        raise SpecError(f"no search space is called '{name}'", where=f"sweep={name}", fix=did_you_mean(name, names()))
+    source = yaml_source.read(SPACES / f"{name}.yaml")
+    composed = composing.compose(SPACES, name, overrides or [])
+    try:
+        told = spec.comment(SPACES / f"{name}.yaml")
+        return SearchSpace.model_validate({**composed, "name": name, "story": told})
+    except ValidationError as error:
+        places = yaml_source.Places([source], overrides or [])
+        found = [{**one, "loc": [part for part in one["loc"] if isinstance(part, str)]} for one in error.errors()]
+        lines = [spec.explain(problem, places, _siblings) for problem in found]
+        raise SpecError("\n".join(dict.fromkeys(lines))) from None
+
+
+def is_setting(override: str) -> bool:
+    """Whether an override of the command line speaks of the study, not of the spec."""
+    return override.lstrip("~+").split("=", 1)[0].split(".", 1)[0] in SearchSpace.model_fields.keys() - {
+        "name",
+        "story",
+    }
+
+
+def _siblings(path: list[str]) -> list[str]:
+    """The keys that may stand where an unknown one stands."""
+    inner: dict[str, type[Settings]] = {
+        "baseline": Baseline, "confirm": Confirm, "objective": Objective, "resources": Resources,
+    }  # fmt: skip
+    here = inner.get(path[0], SearchSpace) if len(path) > 1 else SearchSpace
+    here = Distribution if "space" in path[:2] else here
+    return sorted(set(here.model_fields) - {"name", "story"})

@@ -1,0 +1,237 @@
+"""The trials of a study, one after the other: of the search, of its baseline, and of the confirmation on fresh seeds.
+
+Every trial is a run of `run.py`: same folder layout, statements, checkpoints, MLflow record. This module decides which
+run is next, what its end means to the study, and that whatever happens to one trial the study goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+import time
+import traceback
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from harness import processes, storage
+from harness.errors import (
+    HarnessError,
+    MemoryExhausted,
+    Stopped,
+    TrainingError,
+    UnusableRun,
+    UserError,
+)
+from harness.run import Result, run_in
+from harness.selection import Oversight
+from harness.session import Session
+from harness.spec import Spec
+from harness.study import Claim, Study
+from harness.study_console import StudyView
+from harness.study_plan import Plan
+from harness.trials import Arm, State, TrialRecord
+
+_WAIT_SECONDS = 1.0
+"""How often a process that has nothing to do looks again: others still work on trials."""
+_FAILURES = 3
+"""A study ends when so many trials in a row fail in one process: they would all fail."""
+SEARCH, CONFIRM = ("search", "baseline"), ("confirm",)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One trial, as all processes of a launch know it."""
+
+    arm: Arm
+    run: str
+    """Name of its run."""
+    spec: Spec
+    number: int
+    """Of the trial it belongs to."""
+    is_resumed: bool
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a trial ended."""
+
+    state: State
+    reason: str = ""
+    scores: dict[str, float] | None = None
+
+
+class Worker:
+    """Takes trials of a study, one after the other, until there are none. Several processes of a launch act as one."""
+
+    def __init__(self, plan: Plan, session: Session, study: Study | None, parent: str | None, view: StudyView) -> None:
+        """`study` is that of the first process; the others have none. `parent`: MLflow's id of the study's run."""
+        self.plan, self.session, self.study, self.parent, self.view = plan, session, study, parent, view
+        self.accelerator = session.accelerator
+        self._failures = 0
+
+    def work(self, stages: tuple[str, ...]) -> None:
+        """Take trials of these stages until all of them are finished, by whomever.
+
+        Raises:
+            TrainingError: several trials in a row failed.
+            StorageError: a disk is full, or the study's storage is gone for minutes.
+            Interrupted: as asked for by a signal; the trial waits to be taken up again.
+        """
+        while True:
+            claim = self._next(stages) if self.study else None
+            task: Task | None = processes.from_first(self.accelerator, self._task(claim) if claim else None)
+            if task is None:
+                return
+            started = time.monotonic()
+            try:
+                end = self._run(task, claim, started)
+            except BaseException:
+                if claim and self.study:
+                    self.study.put_back(claim)
+                raise
+            self._tell(claim, task, end, time.monotonic() - started)
+
+    def _next(self, stages: tuple[str, ...]) -> Claim | None:
+        """The next trial, from the stage that is behind; waits while others may still leave one; None: all is done."""
+        assert self.study is not None
+        while True:
+            counts = {stage: len(self.study.records(stage)) for stage in stages}
+            for stage in sorted(stages, key=lambda name: counts[name]):
+                if claim := self.study.claim(stage):
+                    return claim
+            self.view.show(self.study)
+            if not any(self.study.is_open(stage) for stage in stages):
+                return None
+            time.sleep(_WAIT_SECONDS)
+
+    def _task(self, claim: Claim) -> Task:
+        name, given = self.plan.name, claim.given
+        if claim.stage == "confirm":
+            own = [f"seeds=[{given['seed']}]", "evaluation.final=weights"]
+            arm, number, chosen = given["arm"], given["number"], given["chosen"]
+            run = f"{name}-{arm[0]}{number:03d}-seed{given['seed']}"
+        else:
+            own, arm, number, chosen = ["evaluation.final=scores"], _arm(claim.stage), claim.number, claim.chosen
+            run = f"{name}-{arm[0]}{number:03d}"
+        spec = trial_spec(self.plan, arm, chosen, own)
+        return Task(arm, storage.safe_name(run), spec, number, claim.attempt > 1)
+
+    def _run(self, task: Task, claim: Claim | None, started: float) -> _End:
+        """Run a trial to its end, whatever that is. Raises only what ends the study, or this process."""
+        tags = {"study": self.plan.name, "arm": task.arm, "trial": str(task.number)}
+        self.view.begin(task.run)
+        try:
+            session = self.session.of(task.spec, tags=tags, terminal=self.view.terminal)
+            session = replace(session, is_resumed=task.is_resumed)
+            results = run_in(session, task.run, self.parent, self._oversight(task, claim, started))
+            return _End("complete", scores=_means(results))
+        except Stopped as error:
+            end = _End("infeasible" if error.is_infeasible else "pruned", error.what)
+        except MemoryExhausted as error:
+            end = _End("infeasible", error.what)
+        except (UserError, TrainingError, UnusableRun) as error:
+            end = _End("failed", str(error))
+        except (HarnessError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            if self.accelerator.num_processes > 1:
+                raise  # the others are somewhere else: only the launcher can end them
+            end = _End("failed", f"{type(error).__name__}: {error}")
+            self._keep_traceback(task)
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self.session.output / "runs" / task.run / "checkpoints", ignore_errors=True)
+        return end
+
+    def _keep_traceback(self, task: Task) -> None:
+        folder = self.session.output / "runs" / task.run
+        folder.mkdir(parents=True, exist_ok=True)
+        storage.write_text(folder / "traceback.txt", traceback.format_exc())
+
+    def _oversight(self, task: Task, claim: Claim | None, started: float) -> Oversight:
+        """Lets the pruner and the clock end a trial; the pruner of whole seeds looks after each of them."""
+        objective, limit = self.plan.space.objective[0].metric, self.plan.space.trial_minutes
+        by_seed = "wilcoxon" in self.plan.space.pruner
+        per_seed = 1 if by_seed else 10_000
+
+        def report(seed: int, scores: dict[str, float], number: int) -> str:
+            if claim is None or self.study is None or claim.stage == "confirm":
+                return ""
+            self.view.show(self.study)
+            return self.study.report(claim, scores[objective], seed * per_seed + number)
+
+        def of_seed(seed: int, before: list[dict[str, float]]) -> Oversight:
+            if by_seed and before:
+                why = report(seed - 1, before[-1], 1)
+                if why := str(processes.from_first(self.accelerator, why)):
+                    raise Stopped(f"{why} after {len(before)} of {len(task.spec.seeds)} seeds")
+            seconds = None if limit is None else 60 * limit - (time.monotonic() - started)
+            look = (lambda scores, number: "") if by_seed else partial(report, seed)
+            return Oversight(look, seconds, of_seed)
+
+        return of_seed(0, [])
+
+    def _tell(self, claim: Claim | None, task: Task, end: _End, seconds: float) -> None:
+        if claim is None or self.study is None:
+            return
+        scores, state, reason = end.scores or {}, end.state, end.reason
+        values = [scores.get(one.metric, math.nan) for one in self.plan.space.objective] if end.scores else None
+        if values and not all(map(math.isfinite, values)):
+            state, reason, values = "failed", f"the objective is {values}", None
+        self.study.finish(claim, state, run=task.run, seconds=seconds, values=values, metrics=scores, reason=reason)
+        self.view.show(self.study)
+        self._failures = self._failures + 1 if state == "failed" else 0
+        if self._failures >= _FAILURES:
+            fix = "when that is mended, the same command goes on"
+            raise TrainingError(f"{_FAILURES} trials in a row failed", where=self.plan.name, why=reason, fix=fix)
+
+
+def trial_spec(plan: Plan, arm: Arm, chosen: dict[str, Any], own: list[str]) -> Spec:
+    """The spec of a trial: its configuration, in the study's MLflow experiment, measured as far as the study asks."""
+    asked = [one.metric for one in plan.space.objective] + list(plan.space.constraints)
+    measures = str(any(metric.startswith("latency/") for metric in asked)).lower()
+    quick = [f"latency.measure={measures}", "evaluation.baselines=false"]
+    made = plan.spec(arm, chosen, [*quick, *own])
+    if made.tracking.experiment:
+        return made
+    return made.model_copy(update={"tracking": made.tracking.model_copy(update={"experiment": plan.name})})
+
+
+def best_of(records: list[TrialRecord], plan: Plan, arm: Arm, top: int) -> list[TrialRecord]:
+    """The best complete trials of an arm by the first objective, each configuration once."""
+    sign = -1 if plan.space.objective[0].direction == "maximize" else 1
+    found = sorted(
+        (one for one in records if one.arm == arm and one.state == "complete"),
+        key=lambda one: (sign * one.values[0], one.number),
+    )
+    distinct: list[TrialRecord] = []
+    for one in found:
+        if all(one.params != other.params for other in distinct):
+            distinct.append(one)
+    return distinct[:top]
+
+
+def plan_confirmation(plan: Plan, study: Study) -> None:
+    """Make a task of each of the best configurations of the search and of the baseline, for each fresh seed."""
+    if plan.space.confirm is None:
+        return
+    records = [one for arm in plan.space.arms for one in study.records(arm)]
+    study.plan_confirmation(
+        [
+            {"arm": arm, "number": one.number, "seed": seed, "chosen": one.params}
+            for arm in plan.space.arms
+            for one in best_of(records, plan, arm, plan.space.confirm.top)
+            for seed in plan.space.confirm.seeds
+        ]
+    )
+
+
+def _means(results: list[Result]) -> dict[str, float]:
+    """Every score, as the mean over the seeds that have it."""
+    keys = [key for key in results[0].scores if all(key in one.scores for one in results)]
+    return {key: statistics.fmean(one.scores[key] for one in results) for key in keys}
+
+
+def _arm(stage: str) -> Arm:
+    return "baseline" if stage == "baseline" else "search"
