@@ -27,6 +27,7 @@ LAYERS = [
         "optim",
         "findings",
         "trials",
+        "significance",
     ],
     ["composing", "builtin", "ledger", "memory", "provenance", "metric", "method", "tracker", "yaml_source", "latency"],
     ["chain", "hub", "processes", "spool", "tracking_mlflow", "metrics", "methods"],
@@ -69,12 +70,25 @@ DOORS = {
     "datasets": {"sources"},
     "huggingface_hub": {"hub"},
     "sklearn": {"metrics", "baselines"},
+    "scipy": {"significance"},
     "plotly": {"figures", "metrics", "report"},
     "matplotlib": {"figures", "metrics"},
     "optuna": {"sampling", "study"},
 }
 HEAVY = {"torch", *DOORS} - {"yaml"}
-LIGHT_AT_START = ("command", "spec", "cli", "data", "latency", "tracking", "liveness", "optim", "registry", "threads")
+LIGHT_AT_START = (
+    "command",
+    "spec",
+    "cli",
+    "data",
+    "latency",
+    "tracking",
+    "liveness",
+    "optim",
+    "registry",
+    "threads",
+    "significance",
+)
 
 
 def room(path: Path) -> str:
