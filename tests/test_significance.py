@@ -131,7 +131,7 @@ def test_ties_count_though_binary_fractions_hide_them() -> None:
     """Sums that are equal in tenths differ in the last bit, and so do 0.83 - 0.81 and 0.82 - 0.80."""
     for tenths in ([-1, 2, 3, 1], [1, 7, -2, 4, 4], [-3, 6, 1, 2, 2, 9]):
         assert sign_flip(np.divide(tenths, 10)) == sign_flip(tenths)
-    assert wilcoxon([0.83 - 0.81, 0.82 - 0.80, 0.61 - 0.64]) == wilcoxon([2, 2, -3])
+    assert wilcoxon([0.83 - 0.81, 0.80 - 0.82, 0.62 - 0.60, 0.64 - 0.61]) == wilcoxon([2, -2, 2, 3])
 
 
 @pytest.mark.parametrize("n", [1, 5, 6, 16])
@@ -182,8 +182,14 @@ def test_wilcoxon_with_ties_is_the_enumeration() -> None:
     assert wilcoxon(differences) == brute_force(differences, signed_ranks)
 
 
+def test_wilcoxon_with_ties_is_exact_as_far_as_signs_are_enumerated() -> None:
+    differences = np.random.default_rng(1).integers(1, 5, size=16) * np.where(np.arange(16) % 3, 1, -1)
+    assert wilcoxon(differences) == sign_flip(np.sign(differences) * stats.rankdata(np.abs(differences)))
+
+
 def test_wilcoxon_leaves_out_zeros() -> None:
-    assert wilcoxon([0.0, 1.0, 2.0, 0.0, 3.0]) == wilcoxon([1.0, 2.0, 3.0]) == 2 / 8
+    """Of ranks 1 to 4, none, 1, 2, 3, and 1 with 2 sum to at most 3; ranked with the zeros it would be 8 / 16."""
+    assert wilcoxon([0.0, 1.0, 2.0, 0.0, -3.0, 4.0]) == wilcoxon([1.0, 2.0, -3.0, 4.0]) == 10 / 16
 
 
 def test_wilcoxon_with_many_ties_is_near_the_random_signs() -> None:
@@ -239,6 +245,14 @@ def test_detectable_differences_are_those_of_the_tables() -> None:
     assert smallest_detectable_difference(1.0, 34) < 0.5 < smallest_detectable_difference(1.0, 33)
     assert smallest_detectable_difference(1.0, 10) == pytest.approx(0.996, abs=1e-3)
     assert smallest_detectable_difference(0.02, 10) == pytest.approx(0.02 * smallest_detectable_difference(1.0, 10))
+
+
+@pytest.mark.parametrize(("n", "power"), [(2, 0.8), (5, 0.06), (5, 0.8), (30, 0.99)])
+def test_detectable_differences_solve_the_noncentral_f(n: int, power: float) -> None:
+    """The square of t, where both tails are one."""
+    shift = smallest_detectable_difference(1.0, n, power)
+    critical = stats.f.ppf(0.95, 1, n - 1)
+    assert stats.ncf.sf(critical, 1, n - 1, n * shift**2) == pytest.approx(power, rel=1e-6)
 
 
 @pytest.mark.parametrize(("n", "power"), [(3, 0.5), (5, 0.8), (10, 0.9)])
