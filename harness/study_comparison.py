@@ -12,10 +12,11 @@ import numpy as np
 
 from harness import figures
 from harness.study_axes import Axis, brief, label
-from harness.trial_figures import ARMS, Study, chosen, goal, hover, label_axis, lines, panels, value
+from harness.trial_figures import ARMS, Study, chosen, goal, hover, is_new, label_axis, lines, panels, value
 from harness.trials import Arm, Confirmed, TrialRecord
 
 _CURVES = 3
+_AIR = 0.06
 _ASIDE = 0.025
 """Share of an axis by which configurations with the same value stand beside each other."""
 
@@ -93,7 +94,7 @@ def _scatter(
     figure.add_scatter(
         name=name,
         legendgroup=name,
-        showlegend=place == {"row": 1, "col": 1},
+        showlegend=is_new(figure, name),
         mode="markers",
         marker={"color": ARMS[arm], "size": 12 if kept else 8, "opacity": 1 if kept else 0.55, "line": line},
         x=[row[pair[0]] for _, row in points],
@@ -129,7 +130,7 @@ class Mean:
     high: float
 
     def __str__(self) -> str:
-        ends = f", {brief(self.low)} to {brief(self.high)}" if self.seeds > 1 else ""
+        ends = f" ({brief(self.low)} to {brief(self.high)})" if self.seeds > 1 else ""
         return f"{brief(self.mean)}{ends} on {self.seeds} fresh seed{'s' if self.seeds > 1 else ''}"
 
 
@@ -157,7 +158,7 @@ def curve(study: Study) -> Any:
     figure, places = panels(len(shown), f"{study.metric} against what matters most", f"{level.text}{outside}")
     for one, place in zip(shown, places, strict=True):
         _dots(figure, study, one.as_number(), scored, place)
-        _diamonds(figure, study, one.as_number(), again, place)
+        _diamonds(figure, one.as_number(), again, place)
         level.draw(figure, place)  # plotly leaves out what is drawn over a panel without data
         label_axis(figure, one.as_number(), place, [trial.params for trial, _ in scored])
         if one.kind == "choice":
@@ -184,8 +185,8 @@ class _Level:
         again, best = means(study, "baseline"), study.best("baseline")
         if again:
             top = again[0]
-            name = "baseline, confirmed"
-            return cls(f"Baseline: trial {top.of.number}, {top}.", name, top.mean, top.low, top.high)
+            text = f"Baseline: trial {top.of.number}, {top}."
+            return cls(text, "baseline, confirmed: mean", top.mean, top.low, top.high)
         if best:
             text = f"Baseline: the search value of trial {best[0].number}, {brief(best[1])}, not confirmed."
             return cls(text, "baseline, best of the search", best[1], best[1], best[1])
@@ -195,28 +196,28 @@ class _Level:
         """A line, and the band around it."""
         if self.name:
             colour, first = ARMS["baseline"], place == {"row": 1, "col": 1}
-            line = {"color": colour, "width": 2, "dash": "dash"}
-            figure.add_hline(y=self.mean, line=line, name=self.name, showlegend=first, **place)
+            line = {"color": colour, "width": 2, "dash": "dash"}  # in the layer "between" browsers show no shape at all
+            figure.add_hline(y=self.mean, line=line, layer="below", name=self.name, showlegend=first, **place)
             if self.low < self.high:
                 band = {"fillcolor": colour, "opacity": 0.18, "line_width": 0, "layer": "below"}
-                name = f"{self.name}: 95 % t interval"
+                name = "baseline, confirmed: 95 % t interval"
                 figure.add_hrect(y0=self.low, y1=self.high, name=name, showlegend=first, **band, **place)
 
 
 def _bounds(study: Study, dots: list[float], again: list[Mean], level: _Level) -> tuple[list[float] | None, str]:
     """Range of the vertical axis, and a sentence on the dots that lie outside.
 
-    The worst quarter of the dots may be cut off, where the rest would else share less than half of the axis.
+    A dot of the worst quarter is cut off where it lies farther from the others than they lie from each other.
     """
     ends = [end for one in again for end in (one.low, one.high)] + [level.low, level.high] * bool(level.name)
-    order = sorted(dots, reverse=study.upwards)
-    kept = order[: math.ceil(0.75 * len(order))] + ends
-    low, high = min(kept), max(kept)
-    cut = sum(not low <= dot <= high for dot in dots)
-    if not cut or max(dots + ends) - min(dots + ends) < 2 * (high - low) or low == high:
+    kept = sorted(dots, reverse=study.upwards)[: math.ceil(0.75 * len(dots))] + ends
+    span = max(kept) - min(kept)
+    near = [one for one in dots + ends if min(kept) - span <= one <= max(kept) + span]
+    cut = len(dots + ends) - len(near)
+    if cut == 0 or span == 0:
         return None, ""
-    air = 0.06 * (high - low)
-    return [low - air, high + air], f" Beyond the axis: {cut} of {len(dots)} search trials."
+    air = _AIR * (max(near) - min(near))
+    return [min(near) - air, max(near) + air], f" Beyond the axis: {cut} of {len(dots)} search trials."
 
 
 def _dots(figure: Any, study: Study, one: Axis, scored: list[tuple[TrialRecord, float]], place: dict[str, int]) -> None:
@@ -224,7 +225,7 @@ def _dots(figure: Any, study: Study, one: Axis, scored: list[tuple[TrialRecord, 
     figure.add_scatter(
         name="search trials",
         legendgroup="trials",
-        showlegend=place == {"row": 1, "col": 1},
+        showlegend=is_new(figure, "trials"),
         mode="markers",
         marker={"color": ARMS["search"], "size": 8, "opacity": 0.35},
         x=[trial.params[one.key] for trial, _ in having],
@@ -235,25 +236,25 @@ def _dots(figure: Any, study: Study, one: Axis, scored: list[tuple[TrialRecord, 
     )
 
 
-def _diamonds(figure: Any, study: Study, one: Axis, again: list[Mean], place: dict[str, int]) -> None:
+def _diamonds(figure: Any, one: Axis, again: list[Mean], place: dict[str, int]) -> None:
     having = [mean for mean in again if one.key in mean.of.params]
     if having:
         figure.add_scatter(
             name="search, confirmed: mean, 95 % t interval",
             legendgroup="confirmed",
-            showlegend=place == {"row": 1, "col": 1},
+            showlegend=is_new(figure, "confirmed"),
             mode="markers",
             marker={"symbol": "diamond", "color": ARMS["search"], "size": 11, "line": {"color": "white", "width": 1}},
             error_y={"array": [mean.high - mean.mean for mean in having], "thickness": 1.6, "width": 4},
             x=_beside(one, [mean.of.params[one.key] for mean in having]),
             y=[mean.mean for mean in having],
-            hovertext=[_says(mean, study) for mean in having],
+            hovertext=[_says(mean) for mean in having],
             hoverinfo="text",
             **place,
         )
 
 
-def _says(mean: Mean, study: Study) -> str:
+def _says(mean: Mean) -> str:
     """What a confirmed configuration says of itself under the pointer."""
     head = [f"{mean.of.arm} {mean.of.number}, {mean}", f"in the search: {brief(mean.of.searched)}"]
     return lines([*head, *chosen(mean.of.params)])

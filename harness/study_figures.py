@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from harness import figures, study_comparison, trial_figures
-from harness.study_axes import Axis, axis, short
+from harness.study_axes import Axis, axis, brief, short
 from harness.trial_figures import ARMS, Study, dress
 from harness.trials import Confirmed, TrialRecord
 
 _MARGIN = 0.15
+"""How far below the lowest value "none" stands, as a share of the axis."""
+_CLOSE = 0.06
+"""Closer than this to a tick, as a share of the axis, an end of it gets none of its own."""
 
 
 def write(
@@ -67,9 +70,9 @@ def parallel(study: Study) -> Any:
     A trial that lacks a key passes its axis at a tick "none", below the lowest value.
     """
     scored = study.scored(*ARMS)
-    if not scored:
-        return None
     axes = study.axes([trial.params for trial, _ in scored])
+    if not axes:
+        return None
     found = [one for _, one in scored]
     dimensions = [_dimension(one, [trial.params for trial, _ in scored]) for one in axes]
     if len({trial.arm for trial, _ in scored}) == 2:
@@ -93,6 +96,9 @@ def _dimension(one: Axis, params: list[dict[str, Any]]) -> dict[str, Any]:
     known = [place for place in places if place is not None]
     low, high = min(known), max(known)
     ticks = one.ticks()
+    if one.kind != "choice":  # the axis is drawn from the first tick to the last one: it should reach all values
+        far = [end for end in (low, high) if min(abs(end - at) for at in ticks) > _CLOSE * (high - low)]
+        ticks |= {end: brief(10**end if one.kind == "log" else end) for end in far}
     below = low - _MARGIN * (high - low or 1)
     if len(known) < len(places):
         ticks = {below: "none", **ticks}
@@ -101,7 +107,7 @@ def _dimension(one: Axis, params: list[dict[str, Any]]) -> dict[str, Any]:
         "label": escape(short(one.key, 26)),
         "values": [below if place is None else place for place in places],
         "tickvals": list(ticks),
-        "ticktext": list(map(escape, ticks.values())),
+        "ticktext": list(ticks.values()),  # taken as it is, unlike a label, which plotly reads as HTML
         "range": _around(known),
     }
 

@@ -138,6 +138,11 @@ def panels(count: int, title: str, subtitle: str, *, shared: bool = True) -> tup
     return figure, places
 
 
+def is_new(figure: Any, group: str) -> bool:
+    """Does the legend lack this group so far?"""
+    return all(trace.legendgroup != group for trace in figure.data)
+
+
 def history(study: Study) -> Any:
     """Value by number of the trial, and the best so far of each arm; what has no value is a mark at the bottom."""
     if not any(map(study.finished, ARMS)):
@@ -213,7 +218,8 @@ def learning(study: Study) -> Any:
     subtitle = "One line per trial. Dashed: pruned. Dotted: ended otherwise, or not yet. Thick: the best of its arm."
     dress(figure, f"{study.metric} while training", subtitle, 1100, 560)
     champions = [best[0] for arm in ARMS if (best := study.best(arm))]
-    drawn.sort(key=lambda pair: (any(pair[0] is one for one in champions), pair[0].arm, pair[0].number))
+    order = list(ARMS)
+    drawn.sort(key=lambda pair: (any(pair[0] is one for one in champions), order.index(pair[0].arm), pair[0].number))
     last = {trial.arm: trial for trial, _ in drawn}
     for trial, points in drawn:
         thick = any(trial is champion for champion in champions)
@@ -250,7 +256,6 @@ def slices(study: Study) -> Any:
         return None
     subtitle = "One dot per complete trial. Outlined: pruned, with the value it had then."
     figure, places = panels(len(axes), f"{study.metric} against each searched key", subtitle)
-    named: set[str] = set()
     for one, place in zip(axes, places, strict=True):
         for arm, state in product(ARMS, _SLICED):
             some = [trial for trial in shown if (trial.arm, trial.state) == (arm, state) and one.key in trial.params]
@@ -258,7 +263,7 @@ def slices(study: Study) -> Any:
                 figure.add_scatter(
                     name=f"{arm}, {state}",
                     legendgroup=f"{arm}, {state}",
-                    showlegend=f"{arm}, {state}" not in named,
+                    showlegend=is_new(figure, f"{arm}, {state}"),
                     mode="markers",
                     marker=_marker(state, ARMS[arm]),
                     x=[_at(one, trial.params[one.key]) for trial in some],
@@ -267,7 +272,6 @@ def slices(study: Study) -> Any:
                     hoverinfo="text",
                     **place,
                 )
-                named.add(f"{arm}, {state}")
         label_axis(figure, one, place, [trial.params for trial in shown if trial.arm == "search"])
     figure.update_yaxes(title_text=study.goal, col=1)
     return figure
