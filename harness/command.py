@@ -12,6 +12,7 @@ from pathlib import Path
 from harness import interruption, spec, storage, threads
 from harness.errors import HarnessError, Interrupted, SpecError, UserError, did_you_mean
 from harness.storage import RunLock
+from harness.sweeps import space
 
 HELP = """\
 Run an experiment, tracked in MLflow.
@@ -20,12 +21,15 @@ Run an experiment, tracked in MLflow.
   accelerate launch launch.py exp=lora_adapter seeds=[0,1,2]        the same, three replicates
   accelerate launch launch.py exp=lora train.learning_rate=1e-3     any setting, by its dotted key
   accelerate launch launch.py exp=full_finetune data.name=my.csv data.text=review data.label=stars
+  accelerate launch launch.py exp=lora sweep=lora_rank              a study of a search space, against full fine-tuning
   python launch.py exp=lora --plan                                  what would happen; trains nothing
   python launch.py exp=lora --smoke                                 two steps of everything, under a minute
 
 Options
   exp=NAME        the experiment: {names}
   KEY=VALUE       override a setting (`harness show NAME` lists them all);  ~KEY removes one, such as ~methods.lora
+  sweep=SPACE     a study: {spaces}; its keys stand beside those of the spec, such as
+                  trials=8 workers=2 storage=postgresql+psycopg://user@host/database; the same command goes on with it
   --plan          show the resolved spec, data, parameters, steps and memory, and stop   (--json for programs)
   --smoke         a few rows, two steps, evaluation, save, reload, latency
   --resume RUN    go on with a run that was stopped, by its name or folder: same run, same statements, same weights
@@ -33,7 +37,7 @@ Options
   --debug         show Python's traceback for errors as well
   --help          this text
 """
-FLAGS = ("--plan", "--json", "--smoke", "--resume", "--insecure", "--debug", "--help")
+FLAGS = ("--plan", "--json", "--smoke", "--resume", "--insecure", "--debug", "--worker", "--help")
 _PLACES = ("output", "tracking.uri")
 
 SMOKE = [
@@ -78,14 +82,15 @@ def _main(arguments: list[str]) -> int:
     flags = [argument for argument in arguments if argument.startswith("-")]
     words = [argument for argument in arguments if not argument.startswith("-")]
     if "--help" in flags or "-h" in flags or not (arguments or resumed):
-        print(HELP.format(names=", ".join(spec.names())))
+        print(HELP.format(names=", ".join(spec.names()), spaces=", ".join(space.names())))
         return 0 if arguments else 2
     for flag in flags:
         if flag not in FLAGS:
             raise SpecError(f"no option {flag}", fix=did_you_mean(flag, FLAGS))
-    for word in words:
-        if word.startswith("sweep="):
-            raise SpecError("sweeps are not available in this version", where=word, fix="run the experiment alone")
+    if any(word.startswith("sweep=") for word in words):
+        if resumed:
+            raise SpecError("does not go with sweep=", where="--resume", fix="leave it out: the same command goes on")
+        return _sweep(flags, words)
     if resumed:
         resolved, name = _resume(resumed, flags, words)
         _run(resolved, name, insecure="--insecure" in flags)
@@ -105,6 +110,38 @@ def _main(arguments: list[str]) -> int:
         return 0
     _run(resolved)
     return 0
+
+
+def _sweep(flags: list[str], words: list[str]) -> int:
+    """Begin a study, or go on with it."""
+    from harness.sweeps import plan as planning
+
+    chosen = {key: [word.removeprefix(key) for word in words if word.startswith(key)] for key in ("sweep=", "exp=")}
+    if len(chosen["sweep="]) != 1 or len(chosen["exp="]) > 1:
+        fix = f"sweep=<name>; known: {', '.join(space.names())}"
+        raise SpecError("name exactly one search space, and one experiment", fix=fix)
+    (name,), exp = chosen["sweep="], next(iter(chosen["exp="]), None)
+    rest = [word for word in words if not word.startswith(("sweep=", "exp="))]
+    own, overrides = [word for word in rest if space.is_setting(word)], [w for w in rest if not space.is_setting(w)]
+    if "--smoke" in flags:
+        own, overrides = [*_small(name, exp), *own], [*SMOKE, *overrides]
+    plan = planning.check(space.load(name, own), exp, overrides)
+    if "--plan" in flags:
+        print(planning.render(plan))
+        return 0
+    storage.writable(storage.PROJECT / plan.spec("search", plan.first("search")).output)
+    threads.choose_wait_policy()
+    from harness.sweeps.sweep import run
+
+    run(plan, [*words, *(flag for flag in flags if flag in ("--smoke", "--debug"))], is_worker="--worker" in flags)
+    gc.collect()
+    return 0
+
+
+def _small(name: str, exp: str | None) -> list[str]:
+    """A study as small as it can be, under a name of its own."""
+    confirm = ["confirm.top=1", "confirm.seeds=[100,101]"] if space.load(name).confirm else []
+    return ["trials=2", *confirm, f"study={'-'.join(filter(None, [name, exp]))[:34]}-smoke"]
 
 
 def _run(resolved: spec.Spec, resume: str | None = None, *, insecure: bool = False) -> None:
@@ -154,6 +191,10 @@ def _resume(run: str, flags: list[str], words: list[str]) -> tuple[spec.Spec, st
     if folder.parent.name != "runs":
         fix = "move it back into a folder called 'runs'; MLflow's database lies beside that"
         raise UserError("not where runs are", where=str(folder), fix=fix)
+    if (folder / "trial.json").exists():
+        study = json.loads((folder / "trial.json").read_text(encoding="utf-8"))["study"]
+        fix = "run the study's command again: it goes on, with this trial too"
+        raise UserError(f"this run is a trial of the study {study}", where=str(folder), fix=fix)
     is_complete = (folder / "end.envelope.json").exists() and not (folder / "checkpoints").exists()
     if is_complete or (folder / "replicates.json").exists():
         raise UserError(

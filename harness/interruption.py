@@ -25,6 +25,8 @@ _ECHO_SECONDS = 3.0
 _PATIENCE_SECONDS = 20.0
 """How long a process among several may take to answer: it may be waiting for one that is gone. Launchers kill at 30."""
 _PR_SET_PDEATHSIG = 1
+_LAUNCHED = ("ACCELERATE_MIXED", "TORCHELASTIC_", "HARNESS_WORKER")
+"""Variables that launchers, and a study that has workers, set for their processes."""
 
 
 class _State:
@@ -91,9 +93,9 @@ def _say(text: str) -> None:
 def _follow_launcher(follows: bool) -> None:
     """Ask Linux for SIGTERM when the launcher dies: `accelerate launch` with one process passes no signal on.
 
-    Only below a launcher: started from a shell a run may outlive it.
+    Only below a launcher, or as the worker of a study: started from a shell a run may outlive it.
     """
-    if sys.platform == "linux" and any(name.startswith(("ACCELERATE_MIXED", "TORCHELASTIC_")) for name in os.environ):
+    if sys.platform == "linux" and any(name.startswith(_LAUNCHED) for name in os.environ):
         libc: Any = ctypes.CDLL(None)
         libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM) if follows else 0)
 

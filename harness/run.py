@@ -230,6 +230,8 @@ def _open_folder(of: _Run, assembled: Assembled, statement: Statement) -> Checkp
             session.terminal.say(f"NOTE since the run began: {change}")
     else:
         record.write_inputs(session.spec, session.loaded, assembled, of.seed, folder)
+        if session.tags:
+            storage.write_json(folder / "trial.json", session.tags)
         statement.start(folder)
     session.enter(statement, "start", folder)
     keep, say = session.spec.checkpoint.keep, session.terminal.say

@@ -13,8 +13,10 @@ _BUSY = 0.25
 def share_of_cores() -> int:
     """The cores this process may use, divided by the processes started together; OMP_NUM_THREADS above 1 decides.
 
-    A value of 1 does not: `accelerate launch` sets it without being asked.
+    A value of 1 does not: `accelerate launch` sets it without being asked. A study's workers are told (HARNESS_CORES).
     """
+    if given := os.environ.get("HARNESS_CORES"):
+        return int(given)
     if int(os.environ.get("OMP_NUM_THREADS", "1")) > 1:
         return int(os.environ["OMP_NUM_THREADS"])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

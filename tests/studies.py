@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from harness.trial_figures import Study
-from harness.trials import Confirmed, TrialRecord
+from harness.sweeps.trial_figures import Study
+from harness.sweeps.trials import Confirmed, TrialRecord
 
 OBJECTIVES = [("validation/f1_macro", "maximize")]
 TWO = [*OBJECTIVES, ("memory/peak_gib", "minimize")]

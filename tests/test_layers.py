@@ -14,8 +14,6 @@ LAYERS = [
     [
         "storage",
         "registry",
-        "trials",
-        "study_axes",
         "keys",
         "digests",
         "batch",
@@ -28,37 +26,34 @@ LAYERS = [
         "device",
         "optim",
         "findings",
-        "trials",
         "significance",
     ],
     ["composing", "builtin", "ledger", "memory", "provenance", "metric", "method", "tracker", "yaml_source", "latency"],
     ["chain", "hub", "processes", "spool", "tracking_mlflow", "metrics", "methods"],
-    ["builtin", "ledger", "memory", "provenance", "metric", "method", "tracker", "yaml_source", "latency", "trial_figures"],
-    ["chain", "hub", "processes", "spool", "study_comparison", "tracking_mlflow", "metrics", "methods"],
     ["sources", "tracking_writer"],
-    ["builtin", "ledger", "memory", "provenance", "metric", "method", "tracker", "yaml_source", "latency"],
-    ["chain", "hub", "processes", "spool", "tracking_mlflow", "trial_figures", "metrics", "methods"],
-    ["sources", "study_comparison", "tracking_writer"],
     ["data", "tracking_queue", "tracking_sync"],
     ["tracking_worker"],
     ["tracking"],
     ["liveness", "task", "spec"],
-    ["search_space"],
-    ["study_plan", "study_console", "tasks", "checkpoint", "gradients", "rollback", "evaluate", "baselines", "compression"],
-    ["sampling", "train", "assembly", "verification"],
-    ["study", "fingerprint", "report", "selection", "deployment", "rehearsal"],
-    ["origins", "plan", "record", "proofs", "replicates", "table", "variants", "session"],
-    ["selftest", "judgement"],
     ["tasks", "checkpoint", "gradients", "rollback", "evaluate", "baselines", "compression"],
     ["train", "assembly", "verification"],
-    ["fingerprint", "report", "study_figures", "selection", "deployment", "rehearsal"],
-    ["origins", "plan", "record", "proofs", "replicates", "table", "variants"],
-    ["selftest"],
+    ["fingerprint", "report", "selection", "deployment", "rehearsal"],
+    ["origins", "plan", "record", "proofs", "replicates", "table", "variants", "session"],
+    ["selftest", "judgement"],
     ["run"],
-    ["worker"],
-    ["sweep"],
+    ["sweeps"],
     ["command", "cli"],
 ]
+SWEEPS = [
+    ["trials", "axes", "space"],
+    ["trial_figures", "plan"],
+    ["comparison", "sampling", "view"],
+    ["figures", "study"],
+    ["worker", "report", "crew"],
+    ["conclusion"],
+    ["sweep"],
+]
+"""The same within that room."""
 DOORS = {
     "mlflow": {"tracking_mlflow", "tracking_writer"},
     "hydra": {"composing"},
@@ -82,10 +77,10 @@ DOORS = {
     "datasets": {"sources"},
     "huggingface_hub": {"hub"},
     "sklearn": {"metrics", "baselines"},
-    "scipy": {"significance"},
+    "scipy": {"significance", "sweeps"},
     "plotly": {"figures", "metrics", "report"},
     "matplotlib": {"figures", "metrics"},
-    "optuna": {"sampling", "study"},
+    "optuna": {"sweeps"},
 }
 HEAVY = {"torch", *DOORS} - {"yaml"}
 LIGHT_AT_START = (
@@ -115,11 +110,12 @@ def imports(tree: ast.AST) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= names if node.module == "harness" else {node.module}
+            found |= names if node.module in ("harness", "harness.sweeps") else {node.module}
     return found
 
 
 FILES = [path for path in sorted(ROOT.rglob("*.py")) if path.stem != "__init__"]
+WITHIN = {name: digit for digit, names in enumerate(SWEEPS) for name in names}
 LAYER = {name: digit for digit, names in enumerate(LAYERS) for name in names}
 
 
@@ -129,7 +125,9 @@ def test_imports_only_from_lower_layers_and_through_the_doors(path: Path) -> Non
     assert here in LAYER, f"give {here} a layer"
     for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
         top, *rest = name.split(".")
-        if top == "harness" and rest and rest[0] != "__version__":
+        if rest[:1] == ["sweeps"] and here == "sweeps":
+            assert WITHIN[rest[1]] < WITHIN[path.stem], f"{path.stem} imports {rest[1]}"
+        elif top == "harness" and rest and rest[0] != "__version__":
             assert LAYER[rest[0]] < LAYER[here], f"{here} ({LAYER[here]}) imports {rest[0]} ({LAYER[rest[0]]})"
         assert here in DOORS.get(top, {here}), f"{top} is not {here}'s to import"
         assert top != "launch"

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from harness import study_figures
 from harness.errors import StorageError
-from harness.trial_figures import Study
+from harness.sweeps import figures as study_figures
+from harness.sweeps.trial_figures import Study
 from tests.studies import SCALES, TWO, confirmed, study, trial, trials
 
 PAGES = [

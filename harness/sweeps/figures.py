@@ -7,10 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from harness import figures, study_comparison, trial_figures
-from harness.study_axes import Axis, axis, brief, short
-from harness.trial_figures import ARMS, Study, dress
-from harness.trials import Confirmed, TrialRecord
+from harness import figures
+from harness.sweeps import comparison, trial_figures
+from harness.sweeps.axes import Axis, axis, brief, short
+from harness.sweeps.trial_figures import ARMS, Study, dress
+from harness.sweeps.trials import Confirmed, TrialRecord
 
 _MARGIN = 0.15
 """How far below the lowest value "none" stands, as a share of the axis."""
@@ -125,7 +126,7 @@ _PAGES: dict[str, Callable[[Study], Any]] = {
     "importances.html": importances,
     "slices.html": trial_figures.slices,
     "parallel.html": parallel,
-    "pareto.html": study_comparison.pareto,
-    "curve.html": study_comparison.curve,
+    "pareto.html": comparison.pareto,
+    "curve.html": comparison.curve,
 }
 """File -> what draws it: a plotly figure, or None where there is nothing to show."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from harness import composing, registry, spec, yaml_source
 from harness.errors import SpecError, did_you_mean
-from harness.search_space import SPACES, Parameter, SearchSpace, as_list
 from harness.spec import Spec
-from harness.trials import Arm
+from harness.sweeps.space import SPACES, Parameter, SearchSpace, as_list
+from harness.sweeps.trials import Arm
 
 _OF_THE_STUDY = ("name", "story", "seeds", "output", "tracking", "provenance", "precision", "evaluation.final")
 """Settings that all trials of a study share."""
@@ -59,6 +59,16 @@ class Plan:
         exp = chosen.get("exp") or baseline or self.exp
         return spec.load(str(exp), [*self.overrides, *self.words(chosen), *(own or [])])
 
+    @property
+    def measures_latency(self) -> bool:
+        """Whether trials have to measure latency: an objective or a constraint asks for it."""
+        asked = [*(one.metric for one in self.space.objective), *self.space.constraints]
+        return any(metric.startswith("latency/") for metric in asked)
+
+    def first(self, arm: Arm) -> dict[str, Any]:
+        """Some configuration of an arm."""
+        return self.space.choose(arm, lambda parameter: parameter.distribution.extremes[0])
+
     @staticmethod
     def words(chosen: dict[str, Any]) -> list[str]:
         """What was chosen, as one types it."""
@@ -94,7 +104,7 @@ def check(space: SearchSpace, exp: str | None, overrides: list[str]) -> Plan:
 def _check_metrics(plan: Plan) -> list[str]:
     """What is wrong with what the study looks at."""
     space, file = plan.space, f"{plan.space.name}.yaml"
-    first = plan.spec("search", space.choose("search", lambda parameter: parameter.distribution.extremes[0]))
+    first = plan.spec("search", plan.first("search"))
     known = [*(f"validation/{key}" for name in first.metrics for key in registry.produces(name)), *_RECORDED]
     asked = {f"objective: {one.metric}": one.metric for one in space.objective}
     asked |= {f"constraints.{metric}": metric for metric in space.constraints}
@@ -161,12 +171,33 @@ def _check_case(plan: Plan, arm: Arm, parameter: Parameter, chosen: dict[str, An
     return []
 
 
+def render(plan: Plan) -> str:
+    """What a study would do, for `--plan`."""
+    space, lines = plan.space, [f"study {plan.name}", plan.space.story, ""]
+    for arm in space.arms:
+        exp = space.baseline.exp if arm == "baseline" and space.baseline else plan.exp or "chosen by the search"
+        lines.append(f"{arm}: {space.trials or 'as many as fit'} trials of {exp}")
+        for parameter in space.parameters(arm):
+            of = parameter.distribution
+            when = f"  when {of.when}" if of.when else ""
+            step = f", step {of.step:g}" if of.step else ""
+            lines.append(f"  {parameter.key}: {of.kind} {list(getattr(of, of.kind))}{step}{when}")
+    goals = ", ".join(f"{one.direction} {one.metric}" for one in space.objective)
+    lines.append(f"{goals}; sampler {_named(space.sampler)}, pruner {_named(space.pruner)}, {space.workers} workers")
+    if space.confirm:
+        runs = space.confirm.top * len(space.confirm.seeds) * len(space.arms)
+        lines.append(f"then at most {runs} runs on fresh seeds {space.confirm.seeds}, and the test split once")
+    return "\n".join(lines)
+
+
+def _named(chosen: dict[str, dict[str, Any]]) -> str:
+    return " ".join(f"{name} {settings or ''}".strip() for name, settings in chosen.items())
+
+
 def definition(plan: Plan) -> dict[str, Any]:
     """What makes a study that study: it cannot go on with another one. Its size and its engine may change."""
     space = plan.space.model_dump(mode="json", exclude=set(_FREE), exclude_none=True)
-    arms = {
-        arm: plan.spec(arm, plan.space.choose(arm, lambda p: p.distribution.extremes[0])) for arm in plan.space.arms
-    }
+    arms = {arm: plan.spec(arm, plan.first(arm)) for arm in plan.space.arms}
     shared = {arm: _shared_settings(plan, arm, made) for arm, made in arms.items()}
     return {"space": plan.space.name, "exp": plan.exp, "definition": space, "spec": shared}
 

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.console import Terminal
-from harness.search_space import SearchSpace
-from harness.trials import TrialRecord
+from harness.sweeps.space import SearchSpace
+from harness.sweeps.trials import TrialRecord
 
 _SHOWN = 12
 """Rows of the live table: the newest trials."""
@@ -53,8 +53,11 @@ class StudyView:
         if self._live:
             self._live.stop()
 
-    def begin(self, run: str) -> None:
-        """A run begins in this process."""
+    def close(self, study: Trials) -> None:
+        """Show the last state, which stays."""
+        self.show(study, at_once=True)
+        if self._live:
+            self._live.stop()
 
     def show(self, study: Trials, *, at_once: bool = False) -> None:
         """Show how far the study is."""

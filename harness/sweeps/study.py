@@ -25,12 +25,12 @@ from filelock import FileLock
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from harness import sampling
 from harness.errors import StorageError, UserError
-from harness.search_space import SearchSpace
 from harness.storage import RunLock
-from harness.study_plan import Plan, definition, differences
-from harness.trials import Arm, State, TrialRecord
+from harness.sweeps import sampling
+from harness.sweeps.plan import Plan, definition, differences
+from harness.sweeps.space import SearchSpace
+from harness.sweeps.trials import Arm, State, TrialRecord
 
 _STAGES: tuple[str, ...] = ("search", "baseline", "confirm")
 _ATTEMPTS = 3
@@ -198,6 +198,16 @@ class Study:
         """A fact that was kept."""
         found: str | None = self._load("search").user_attrs.get(key)
         return found
+
+    def lead(self, me: str) -> bool:
+        """Whether this process may lead: nobody did, or it did before, or whoever did has left it unfinished."""
+        with self._alone():
+            leader = self.recall("leader")
+            others = any(trial.state == TrialState.RUNNING for stage in _STAGES for trial in self._trials(stage))
+            if leader not in (None, me) and others:
+                return False
+            self.remember("leader", me)
+            return True
 
     def records(self, stage: str) -> list[TrialRecord]:
         """Every trial of a stage, in order; one that was taken up again is one."""

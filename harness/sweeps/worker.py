@@ -28,16 +28,16 @@ from harness.run import Result, run_in
 from harness.selection import Oversight
 from harness.session import Session
 from harness.spec import Spec
-from harness.study import Claim, Study
-from harness.study_console import StudyView
-from harness.study_plan import Plan
-from harness.trials import Arm, State, TrialRecord
+from harness.sweeps.plan import Plan
+from harness.sweeps.study import Claim, Study
+from harness.sweeps.trials import Arm, State, TrialRecord
+from harness.sweeps.view import StudyView
 
 _WAIT_SECONDS = 1.0
 """How often a process that has nothing to do looks again: others still work on trials."""
 _FAILURES = 3
 """A study ends when so many trials in a row fail in one process: they would all fail."""
-SEARCH, CONFIRM = ("search", "baseline"), ("confirm",)
+CONFIRM = ("confirm",)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,6 @@ class Worker:
     def _run(self, task: Task, claim: Claim | None, started: float) -> _End:
         """Run a trial to its end, whatever that is. Raises only what ends the study, or this process."""
         tags = {"study": self.plan.name, "arm": task.arm, "trial": str(task.number)}
-        self.view.begin(task.run)
         try:
             session = self.session.of(task.spec, tags=tags, terminal=self.view.terminal)
             session = replace(session, is_resumed=task.is_resumed)
@@ -189,9 +188,7 @@ class Worker:
 
 def trial_spec(plan: Plan, arm: Arm, chosen: dict[str, Any], own: list[str]) -> Spec:
     """The spec of a trial: its configuration, in the study's MLflow experiment, measured as far as the study asks."""
-    asked = [one.metric for one in plan.space.objective] + list(plan.space.constraints)
-    measures = str(any(metric.startswith("latency/") for metric in asked)).lower()
-    quick = [f"latency.measure={measures}", "evaluation.baselines=false"]
+    quick = [f"latency.measure={str(plan.measures_latency).lower()}", "evaluation.baselines=false"]
     made = plan.spec(arm, chosen, [*quick, *own])
     if made.tracking.experiment:
         return made
@@ -219,7 +216,7 @@ def plan_confirmation(plan: Plan, study: Study) -> None:
     records = [one for arm in plan.space.arms for one in study.records(arm)]
     study.plan_confirmation(
         [
-            {"arm": arm, "number": one.number, "seed": seed, "chosen": one.params}
+            {"arm": arm, "number": one.number, "seed": seed, "chosen": one.params, "searched": one.values[0]}
             for arm in plan.space.arms
             for one in best_of(records, plan, arm, plan.space.confirm.top)
             for seed in plan.space.confirm.seeds

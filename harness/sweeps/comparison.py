@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from harness import figures
-from harness.study_axes import Axis, brief, label
-from harness.trial_figures import ARMS, Study, chosen, goal, hover, is_new, label_axis, lines, panels, value
-from harness.trials import Arm, Confirmed, TrialRecord
+from harness.sweeps.axes import Axis, brief, label
+from harness.sweeps.trial_figures import ARMS, Study, chosen, goal, hover, is_new, label_axis, lines, panels, value
+from harness.sweeps.trials import Arm, Confirmed, TrialRecord
 
 _CURVES = 3
 _AIR = 0.06

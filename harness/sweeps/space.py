@@ -18,7 +18,7 @@ from harness import composing, spec, yaml_source
 from harness.errors import SpecError, did_you_mean
 from harness.settings import Settings
 from harness.storage import PROJECT
-from harness.trials import Arm
+from harness.sweeps.trials import Arm
 
 SPACES = PROJECT / "search_spaces"
 SAMPLERS = ("tpe", "gp", "random", "grid", "cmaes", "nsga2")

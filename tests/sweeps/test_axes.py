@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from harness.study_axes import Axis, axis, brief, label, round_numbers, round_steps, short
+from harness.sweeps.axes import Axis, axis, brief, label, round_numbers, round_steps, short
 
 
 def test_numbers_come_by_size_and_before_words() -> None:

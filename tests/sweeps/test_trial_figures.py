@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from harness import trial_figures
-from harness.trial_figures import ARMS, SYMBOLS
+from harness.sweeps import trial_figures
+from harness.sweeps.trial_figures import ARMS, SYMBOLS
 from tests.studies import TWO, study, trial, trials
 
 

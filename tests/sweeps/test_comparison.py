@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness import study_comparison
-from harness.study_comparison import interval, means, non_dominated
-from harness.trial_figures import ARMS
+from harness.sweeps import comparison as study_comparison
+from harness.sweeps.comparison import interval, means, non_dominated
+from harness.sweeps.trial_figures import ARMS
 from tests.studies import TWO, confirmed, study, trial, trials
 
 

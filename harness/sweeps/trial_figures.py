@@ -14,8 +14,8 @@ from itertools import accumulate, product
 from typing import Any
 
 from harness import figures
-from harness.study_axes import Axis, axis, brief, label, short
-from harness.trials import Arm, Confirmed, State, TrialRecord
+from harness.sweeps.axes import Axis, axis, brief, label, short
+from harness.sweeps.trials import Arm, Confirmed, State, TrialRecord
 
 ARMS: dict[Arm, str] = {"search": figures.COLOURS[0], "baseline": figures.COLOURS[1]}
 """Arm -> its colour on every page."""

@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 
 from harness.errors import SpecError, did_you_mean
-from harness.search_space import Parameter, SearchSpace
+from harness.sweeps.space import Parameter, SearchSpace
 
 _SAMPLERS: dict[str, Any] = {
     "tpe": optuna.samplers.TPESampler,

@@ -1,0 +1,1 @@
+"""Studies: many runs of one spec, chosen by a sampler, against full fine-tuning."""

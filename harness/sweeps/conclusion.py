@@ -1,0 +1,132 @@
+"""The end of a study: the best confirmed configuration of each arm meets the test split, once; report and figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import assembly, checkpoint, deployment, evaluate, latency, registry, storage, tracking
+from harness.evaluate import Evaluator
+from harness.session import Session
+from harness.sweeps import figures, report
+from harness.sweeps.plan import Plan
+from harness.sweeps.report import Tested
+from harness.sweeps.study import Study
+from harness.sweeps.trials import Arm, Confirmed, TrialRecord
+from harness.sweeps.worker import trial_spec
+from harness.tracker import Tracker
+
+
+def conclude(plan: Plan, study: Study, session: Session, tracker: Tracker) -> None:
+    """Judge what was confirmed on the test split, write report and figures, and record them in the study's run.
+
+    On the first process only. What was judged before is read, not opened again.
+    """
+    folder, space = study.folder, plan.space
+    trials = [one for arm in space.arms for one in study.records(arm)]
+    confirmed = confirmed_of(study.records("confirm"))
+    winners = {arm: best for arm in space.arms if (best := winner(plan, [one for one in confirmed if one.arm == arm]))}
+    tested = {arm: _tested(plan, session, folder, one) for arm, one in winners.items()}
+    times = _latency(plan, session, folder, winners)
+    facts = report.Facts(plan, trials, confirmed, winners, tested, times)
+    objectives = [(one.metric, str(one.direction)) for one in space.objective]
+    scales = {parameter.key: parameter.distribution.scale for parameter in space.parameters("search")}
+    importances = study.importances()
+    pages = figures.write(folder, trials, confirmed, objectives, scales, importances)
+    text = report.render(facts, pages, tracking.ui_command(session.spec.tracking.uri, session.output), study)
+    storage.write_text(folder / "report.md", text)
+    storage.write_json(folder / "report.json", report.as_values(facts))
+    storage.write_text(folder / "trials.csv", report.to_csv(trials))
+    tracker.metrics(report.as_metrics(facts))
+    tracker.tags({"mlflow.note.content": text})
+    tracker.artifacts(folder, ignore=["journal.log*", "locks/*", "*.lock", "worker-*.log", "test/*"])
+    session.terminal.say()
+    session.terminal.say(report.for_terminal(facts))
+    session.terminal.say(f"\nreport  {folder / 'report.md'}, with {', '.join(pages)}")
+    if tracker.problem:
+        session.terminal.say(f"NOTE    {tracker.problem}")
+    session.terminal.say(f"See all runs:  {tracking.ui_command(session.spec.tracking.uri, session.output)}")
+
+
+def confirmed_of(records: list[TrialRecord]) -> list[Confirmed]:
+    """The trials of the confirmation, by configuration; a configuration with a seed that failed is left out."""
+    grouped: dict[tuple[Arm, int], list[TrialRecord]] = {}
+    for one in records:
+        grouped.setdefault((one.arm, one.params["number"]), []).append(one)
+    found = []
+    for (arm, number), of in grouped.items():
+        if all(one.state == "complete" for one in of):
+            by_seed = {one.params["seed"]: one for one in of}
+            chosen, searched = of[0].params["chosen"], of[0].params["searched"]
+            values = {seed: one.values[0] for seed, one in by_seed.items()}
+            runs = {seed: one.run for seed, one in by_seed.items()}
+            metrics = {seed: one.metrics for seed, one in by_seed.items()}
+            found.append(Confirmed(arm, number, chosen, searched, values, runs, metrics))
+    return found
+
+
+def winner(plan: Plan, confirmed: list[Confirmed]) -> Confirmed | None:
+    """The configuration with the best mean over the fresh seeds; None: nothing was confirmed."""
+    pick = max if plan.space.objective[0].direction == "maximize" else min
+    return pick(confirmed, key=lambda one: float(np.mean(list(one.values.values()))), default=None)
+
+
+def _tested(plan: Plan, session: Session, folder: Path, one: Confirmed) -> Tested:
+    """Predictions and scores of each seed's run on the test split."""
+    found: dict[str, Any] = {}
+    scores, predicted = [], []
+    for seed, run in one.runs.items():
+        file = folder / "test" / f"{run}.json"
+        if not file.exists():
+            storage.write_json(file, _judge(plan, session, one, seed, run))
+        found = json.loads(file.read_text(encoding="utf-8"))
+        scores.append(found["scores"])
+        predicted.append(found["predicted"])
+    labels = np.asarray(found["labels"])
+    return Tested(list(one.runs), scores, np.asarray(predicted), labels, len(found["label_names"]))
+
+
+def _judge(plan: Plan, session: Session, one: Confirmed, seed: int, run: str) -> dict[str, Any]:
+    of = session.of(trial_spec(plan, one.arm, one.params, [f"seeds=[{seed}]"]), tags={}, terminal=session.terminal)
+    model = _load(of, seed, run)
+    metrics = {name: registry.build("metric", name, settings) for name, settings in of.spec.metrics.items()}
+    predictions = Evaluator(of.accelerator, of.terminal.say).predict_alone(model.model, of.loaded.task, "test")
+    return {
+        "scores": evaluate.score(predictions, metrics, "test"),
+        "predicted": predictions.predicted.tolist(),
+        "labels": predictions.labels.tolist(),
+        "label_names": predictions.label_names,
+    }
+
+
+def _load(session: Session, seed: int, run: str) -> assembly.Assembled:
+    """A confirmed run's model, as it was saved."""
+    assembled = assembly.assemble(session.spec, session.loaded, seed)
+    checkpoint.restore(assembled.model, checkpoint.load(session.output / "runs" / run / "weights"))
+    assembled.model.to(session.accelerator.device).eval()
+    return assembled
+
+
+def _latency(plan: Plan, session: Session, folder: Path, winners: dict[Arm, Confirmed]) -> list[dict[str, Any]]:
+    """What a prediction costs: the winners taking turns, merged too where a method merges. [] where it is not asked."""
+    file = folder / "latency" / "latency.json"
+    asked = plan.spec("search", plan.first("search")).latency
+    if winners and asked.measure and not file.exists():
+        variants: dict[str, Any] = {}
+        for arm, one in winners.items():
+            seed, run = next(iter(one.runs.items()))
+            of = session.of(trial_spec(plan, arm, one.params, [f"seeds=[{seed}]"]), tags={}, terminal=session.terminal)
+            assembled = _load(of, seed, run)
+            variants[arm] = assembled.model
+            if assembled.merges:
+                variants[f"{arm} merged"] = deployment.merged(assembled)
+        settings = deployment.readable(asked, next(iter(variants.values())), session.terminal)
+        calls, device = deployment.calls(variants), session.accelerator.device
+        with session.accelerator.autocast():
+            rows = latency.measure(calls, session.loaded.task.example, settings, device)
+        latency.write(rows, folder / "latency")
+    found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    return found

@@ -1,0 +1,192 @@
+"""Several workers: processes of this machine, or tasks of a Ray cluster. Each is `launch.py ... --worker`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness import threads
+from harness.errors import TrainingError, UserError
+from harness.storage import PROJECT
+from harness.sweeps.space import SearchSpace
+
+_RESTARTS = 3
+_PATIENCE_SECONDS = 60.0
+"""How long a worker that was asked to stop may take to save its checkpoint."""
+_TAIL = 12
+
+
+class Crew(Protocol):
+    """Workers at work."""
+
+    def is_at_work(self) -> bool:
+        """Whether any of them still works.
+
+        Raises:
+            TrainingError: one ended with an error, or died too often.
+        """
+
+
+class _Processes:
+    """Worker processes of this machine; one that is killed is started again, and takes up the trial it left."""
+
+    def __init__(self, space: SearchSpace, arguments: list[str], folder: Path) -> None:
+        self._arguments, self._folder, self._gpus = arguments, folder, _gpus()
+        self._cores = max(1, threads.share_of_cores() // space.workers)
+        self._restarts = _RESTARTS * space.workers
+        self._running = {number: self._start(number) for number in range(space.workers)}
+
+    def _start(self, number: int) -> subprocess.Popen[bytes]:
+        told = {"HARNESS_WORKER": str(number), "HARNESS_CORES": str(self._cores)}
+        if self._gpus:
+            told["CUDA_VISIBLE_DEVICES"] = self._gpus[number % len(self._gpus)]
+        command = [sys.executable, str(PROJECT / "launch.py"), *self._arguments, "--worker"]
+        with self._log(number).open("ab") as log:
+            return subprocess.Popen(command, env=os.environ | told, stdout=log, stderr=subprocess.STDOUT)
+
+    def _log(self, number: int) -> Path:
+        return self._folder / f"worker-{number}.log"
+
+    def is_at_work(self) -> bool:
+        """Whether any of them still works. Raises TrainingError."""
+        for number, process in list(self._running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del self._running[number]
+            if code < 0 and self._restarts > 0:  # a signal: out of memory on the host, or somebody's kill -9
+                self._restarts -= 1
+                self._running[number] = self._start(number)
+            elif code != 0:
+                raise _failed(f"worker {number} ended with exit code {code}", self._log(number))
+        return bool(self._running)
+
+    def stop(self) -> None:
+        """Ask all to save and stop, and wait for them."""
+        for process in self._running.values():
+            process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        for process in self._running.values():
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextmanager
+def local_crew(space: SearchSpace, arguments: list[str], folder: Path) -> Iterator[Crew]:
+    """`workers` processes of this machine, which share its cores and GPUs; at the end they are asked to stop."""
+    crew = _Processes(space, arguments, folder)
+    try:
+        yield crew
+    finally:
+        crew.stop()
+
+
+class _RayTasks:
+    """Workers as Ray tasks: Ray decides on which machine, and gives each its share of cores and GPUs."""
+
+    def __init__(self, ray: Any, space: SearchSpace, arguments: list[str], folder: Path) -> None:
+        self._ray, self._folder = ray, folder
+        resources = {"num_cpus": space.resources.cpus, "num_gpus": space.resources.gpus}
+        task = ray.remote(**resources, max_retries=_RESTARTS)(_ray_worker)
+        command = [sys.executable, str(PROJECT / "launch.py"), *arguments, "--worker"]
+        cores = max(1, int(space.resources.cpus))
+        self._waiting = [task.remote(command, number, cores, str(folder)) for number in range(space.workers)]
+
+    def is_at_work(self) -> bool:
+        """Whether any of them still works. Raises TrainingError."""
+        done, self._waiting = self._ray.wait(self._waiting, num_returns=len(self._waiting), timeout=0)
+        for reference in done:
+            try:
+                code, log = self._ray.get(reference)
+            except self._ray.exceptions.RayError as error:
+                raise TrainingError("a worker on the Ray cluster failed", why=str(error).splitlines()[0]) from error
+            if code != 0:
+                raise _failed(f"a worker on the Ray cluster ended with exit code {code}", Path(log))
+        return bool(self._waiting)
+
+    def stop(self) -> None:
+        """Let Ray end them: each passes SIGTERM on."""
+        for reference in self._waiting:
+            self._ray.cancel(reference, force=False)
+        if self._waiting:
+            self._ray.wait(self._waiting, num_returns=len(self._waiting), timeout=_PATIENCE_SECONDS)
+
+
+def _ray_worker(command: list[str], number: int, cores: int, folder: str) -> tuple[int, str]:
+    """Runs in Ray: one worker process; killed by a signal it is started again."""
+    log = Path(folder) / f"worker-{number}.log"
+    told = {"HARNESS_WORKER": str(number), "HARNESS_CORES": str(cores)}
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | told
+    code = -1
+    for _ in range(_RESTARTS + 1):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            code = process.wait()
+        except BaseException:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
+        if code >= 0:
+            break
+    return code, str(log)
+
+
+@contextmanager
+def ray_crew(space: SearchSpace, arguments: list[str], folder: Path) -> Iterator[Crew]:
+    """`workers` tasks on the Ray cluster of RAY_ADDRESS, or on one that is started for the study on this machine.
+
+    Raises:
+        UserError: ray is not installed, or the cluster can never have these resources.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise UserError("ray is not installed", where="executor=ray", fix="pip install 'harness[cluster]'") from None
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+    try:
+        _refuse_resources(dict(ray.cluster_resources()), space)
+        crew = _RayTasks(ray, space, arguments, folder)
+        try:
+            yield crew
+        finally:
+            crew.stop()
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def _refuse_resources(has: dict[str, float], space: SearchSpace) -> None:
+    wanted = {"CPU": space.resources.cpus, "GPU": space.resources.gpus}
+    for kind, count in wanted.items():
+        if count > has.get(kind, 0.0):
+            what = f"the Ray cluster has {has.get(kind, 0):g} {kind}s in all, a worker asks for {count:g}"
+            raise UserError(what, where=f"resources.{kind.lower()}s", fix="ask for less, or join more machines")
+
+
+def _failed(what: str, log: Path) -> TrainingError:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:] if log.exists() else []
+    return TrainingError(what, where=str(log), why="\n       ".join(lines), fix="then the same command goes on")
+
+
+def _gpus() -> list[str]:
+    """The GPUs that workers may share, as CUDA_VISIBLE_DEVICES names them."""
+    if given := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return given.split(",")
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]

@@ -1,0 +1,310 @@
+"""What a study found, in tables: the search, what was confirmed on fresh seeds, the test split, and the doubt."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness import significance
+from harness.report import markdown_table
+from harness.sweeps.plan import Plan
+from harness.sweeps.trials import Arm, Confirmed, State, TrialRecord
+
+_STATES: tuple[State, ...] = ("complete", "pruned", "infeasible", "failed")
+_COSTS = {
+    "parameters/trainable": ("trainable", "{:,.0f}"),
+    "memory/peak_gib": ("peak GiB", "{:.2f}"),
+    "time/train_s": ("train s", "{:.0f}"),
+}
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One configuration on the test split."""
+
+    seeds: list[int]
+    scores: list[dict[str, float]]
+    """Of each seed."""
+    predicted: NDArray[np.int64]
+    """[seeds, items]"""
+    labels: NDArray[np.int64]
+    """[items]"""
+    num_labels: int
+
+
+class Place(Protocol):
+    """Where a study is kept."""
+
+    @property
+    def shown_storage(self) -> str:
+        """For people."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything a report is made of."""
+
+    plan: Plan
+    trials: list[TrialRecord]
+    confirmed: list[Confirmed]
+    winners: dict[Arm, Confirmed]
+    tested: dict[Arm, Tested]
+    latency: list[dict[str, Any]]
+
+    @property
+    def metric(self) -> str:
+        """The first objective's name without its split."""
+        return self.plan.space.objective[0].metric.partition("/")[2]
+
+    def name(self, arm: Arm) -> str:
+        """What a person calls the arm."""
+        baseline = self.plan.space.baseline
+        return baseline.exp if arm == "baseline" and baseline else (self.plan.exp or self.plan.space.name)
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+def search_table(facts: Facts) -> tuple[list[str], list[list[str]]]:
+    """How many trials ended how, the best value found, its settings, and what it cost."""
+    rows = []
+    for arm in facts.plan.space.arms:
+        of = [one for one in facts.trials if one.arm == arm]
+        best = _best(facts, of)
+        counts = [str(sum(one.state == state for one in of)) for state in _STATES]
+        value, settings = (f"{best.values[0]:.4f}", told(best.params)) if best else ("", "")
+        minutes = sum(one.seconds for one in of) / 60
+        rows.append([facts.name(arm), *counts, value, settings, f"{minutes:.1f}"])
+    return ["search", *_STATES, f"best {facts.plan.space.objective[0].metric}", "with", "minutes"], rows
+
+
+def confirmation_table(facts: Facts) -> tuple[list[str], list[list[str]]]:
+    """Each confirmed configuration: what the search promised, what fresh seeds gave, and the difference."""
+    rows = []
+    for one in sorted(facts.confirmed, key=lambda one: (one.arm, -statistics.fmean(one.values.values()))):
+        found = significance.mean_interval(list(one.values.values()))
+        mark = " *" if facts.winners.get(one.arm) == one else ""
+        rows.append(
+            [
+                facts.name(one.arm) + mark,
+                told(one.params),
+                f"{one.searched:.4f}",
+                _spread(found),
+                f"[{found.low:.4f}, {found.high:.4f}]",
+                str(found.n),
+                f"{one.searched - found.mean:+.4f}",
+            ]
+        )
+    return ["confirmed", "with", "search", "fresh seeds", "95 %", "n", "optimism"], rows
+
+
+def test_table(facts: Facts) -> tuple[list[str], list[list[str]]]:
+    """The best confirmed configuration of each arm on the test split, and what it costs."""
+    rows = []
+    for arm, tested in facts.tested.items():
+        found = significance.mean_interval([one[f"test/{facts.metric}"] for one in tested.scores])
+        metrics = facts.winners[arm].metrics.values()
+        costs = [form.format(statistics.fmean(one[key] for one in metrics)) for key, (_, form) in _COSTS.items()]
+        low_high = f"[{found.low:.4f}, {found.high:.4f}]"
+        rows.append([facts.name(arm), _spread(found), low_high, str(found.n), *costs, _p50(facts, arm)])
+    titles = [title for title, _ in _COSTS.values()]
+    return ["test split", facts.metric, "95 %", "n", *titles, "p50 ms (merged)"], rows
+
+
+def _p50(facts: Facts, arm: Arm) -> str:
+    """Median latency of one text at the greatest length measured."""
+    rows = [row for row in facts.latency if row["variant"] in (arm, f"{arm} merged")]
+    if not rows:
+        return ""
+    size, length = min(row["batch_size"] for row in rows), max(row["length"] for row in rows)
+    cell = {row["variant"]: row["p50_ms"] for row in rows if (row["batch_size"], row["length"]) == (size, length)}
+    merged = f" ({cell[f'{arm} merged']:.1f})" if f"{arm} merged" in cell else ""
+    return f"{cell[arm]:.1f}{merged}"
+
+
+def difference(facts: Facts) -> dict[str, Any] | None:
+    """The search's best against the baseline's best on the test split, paired by seed; None: there is nothing to pair.
+
+    `mean`, `t_low`, `t_high`: mean over seeds and Student's t interval; `nested_low`, `nested_high`: seeds and items
+    resampled; `sign_flip`, `wilcoxon`: exact p over seeds; `discordant_p`: McNemar per seed, adjusted after Holm.
+    """
+    if set(facts.tested) != {"search", "baseline"}:
+        return None
+    ours, theirs = facts.tested["search"], facts.tested["baseline"]
+    common = [seed for seed in ours.seeds if seed in theirs.seeds]
+    key = f"test/{facts.metric}"
+    a = [theirs.scores[theirs.seeds.index(seed)][key] for seed in common]
+    b = [ours.scores[ours.seeds.index(seed)][key] for seed in common]
+    interval = significance.paired_t_interval(a, b)
+    differences = np.subtract(b, a)
+    found: dict[str, Any] = {
+        "seeds": common,
+        "mean": interval.mean,
+        "t_low": interval.low,
+        "t_high": interval.high,
+        "sd": interval.sd,
+        "sign_flip": significance.sign_flip(differences),
+        "smallest_sign_flip": significance.smallest_sign_flip_p(len(common)),
+        "wilcoxon": significance.wilcoxon(differences),
+        "detectable": significance.smallest_detectable_difference(interval.sd, len(common)),
+    }
+    right = [(one.predicted[[one.seeds.index(seed) for seed in common]] == one.labels) for one in (theirs, ours)]
+    found["discordant_p"] = significance.holm(
+        [significance.mcnemar(left, mine) for left, mine in zip(*right, strict=True)]
+    ).tolist()
+    if facts.metric == "f1_macro":
+        left, mine = (one.predicted[[one.seeds.index(seed) for seed in common]] for one in (theirs, ours))
+        nested = significance.nested_bootstrap(ours.labels, left, mine, ours.num_labels)
+        found |= {"nested_low": nested.low, "nested_high": nested.high}
+    return found
+
+
+def verdict(facts: Facts) -> str:
+    """One sentence on who wins, or why nobody does."""
+    found = difference(facts)
+    if found is None:
+        return "Nothing was confirmed on fresh seeds: the best value of a search is too good, and hides the noise."
+    ours, theirs = facts.name("search"), facts.name("baseline")
+    lows = [found["t_low"], found.get("nested_low", found["t_low"])]
+    highs = [found["t_high"], found.get("nested_high", found["t_high"])]
+    told = f"{ours} - {theirs} on the test split: {found['mean']:+.4f}, 95 % [{min(lows):+.4f}, {max(highs):+.4f}]"
+    told += f" (n = {len(found['seeds'])} seeds; the wider of paired t and nested bootstrap)"
+    if min(lows) > 0:
+        return f"{told}: {ours} is better."
+    if max(highs) < 0:
+        return f"{told}: {theirs} is better."
+    missed = f"{found['detectable']:.4f}" if np.isfinite(found["detectable"]) else "anything"
+    return f"{told}: a tie. Differences below {missed} would be missed more often than one time in five."
+
+
+def doubt(facts: Facts) -> str:
+    """The tests' numbers, and how to read them."""
+    found = difference(facts)
+    if found is None:
+        return ""
+    items = ", ".join(f"{p:.2f}" for p in found["discordant_p"])
+    return (
+        f"Over seeds: sign flips p = {found['sign_flip']:.3f} (exact; with {len(found['seeds'])} seeds it cannot be "
+        f"below {found['smallest_sign_flip']:.3f}), Wilcoxon p = {found['wilcoxon']:.3f}. Over items, seed by seed "
+        f"(McNemar, exact, Holm): p = {items}: whether two trained models differ, which is not whether two methods do."
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- texts
+
+
+def render(facts: Facts, pages: list[str], ui: str, place: Place) -> str:
+    """The report as Markdown; also the note of the study's run."""
+    plan, space = facts.plan, facts.plan.space
+    parts = [f"# Study {plan.name}", space.story]
+    parts += ["## Verdict", verdict(facts), doubt(facts)]
+    if facts.tested:
+        parts += ["## The best of each on the test split", markdown_table(*test_table(facts))]
+    if facts.confirmed:
+        parts += [
+            "## Confirmed on fresh seeds",
+            markdown_table(*confirmation_table(facts)),
+            "*: the best mean, judged on the test split, which nothing else was. Optimism: what the search promised "
+            "minus what fresh seeds gave; the best of many noisy values is too good.",
+        ]
+    parts += ["## The search", markdown_table(*search_table(facts)), _budget(facts)]
+    for arm, one in facts.winners.items():
+        exp = one.params.get("exp") or facts.name(arm)
+        words = " ".join([*plan.overrides, *plan.words(one.params)])
+        command = f"python launch.py exp={exp} {words}".strip()
+        parts.append(f"The best of {facts.name(arm)} again, as a run of its own:\n\n    {command}")
+    parts.append(f"Figures beside this file: {', '.join(pages)}.")
+    parts.append(f"All runs: `{ui}`; trials: `optuna-dashboard {place.shown_storage}`.")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _budget(facts: Facts) -> str:
+    seeds = facts.plan.spec("search", facts.plan.first("search")).seeds
+    told = f"Every trial trains with seeds {seeds} on the same data."
+    if facts.plan.space.baseline:
+        told += " The baseline is tuned under the same budget."
+    return told
+
+
+def for_terminal(facts: Facts) -> str:
+    """The same, short."""
+    parts = [markdown_table(*search_table(facts))]
+    parts += [markdown_table(*confirmation_table(facts))] if facts.confirmed else []
+    parts += [markdown_table(*test_table(facts))] if facts.tested else []
+    return "\n\n".join([*parts, verdict(facts), doubt(facts)])
+
+
+def as_values(facts: Facts) -> dict[str, Any]:
+    """The same for programs."""
+    tables = {"search": search_table(facts), "confirmed": confirmation_table(facts), "test": test_table(facts)}
+    named = {name: [dict(zip(columns, row, strict=True)) for row in rows] for name, (columns, rows) in tables.items()}
+    found = difference(facts)
+    shown = {key: value for key, value in (found or {}).items() if not isinstance(value, float) or np.isfinite(value)}
+    return {"study": facts.plan.name, "verdict": verdict(facts), "difference": shown, **named}
+
+
+def as_metrics(facts: Facts) -> dict[str, float]:
+    """The few numbers that the study's run shows in MLflow."""
+    found: dict[str, float] = {}
+    for arm in facts.plan.space.arms:
+        of = [one for one in facts.trials if one.arm == arm]
+        found |= {f"study/{arm}_{state}": float(sum(one.state == state for one in of)) for state in _STATES}
+        if best := _best(facts, of):
+            found |= {f"best/{arm}_{key.replace('/', '_')}": value for key, value in _shown(best.metrics).items()}
+        if arm in facts.tested:
+            scores = [one[f"test/{facts.metric}"] for one in facts.tested[arm].scores]
+            found |= {f"test/{arm}_{facts.metric}": statistics.fmean(scores)}
+            found |= {f"test/{arm}_{facts.metric}_sd": statistics.stdev(scores)} if len(scores) > 1 else {}
+    if (told := difference(facts)) is not None:
+        found |= {f"test/difference_{key}": told[key] for key in ("mean", "t_low", "t_high") if np.isfinite(told[key])}
+    return found
+
+
+def to_csv(trials: list[TrialRecord]) -> str:
+    """One line per trial: its settings, values, costs and why it ended."""
+    keys = list(dict.fromkeys(key for one in trials for key in one.params))
+    costs = [*_COSTS]
+    file = io.StringIO(newline="")
+    table = csv.writer(file)
+    table.writerow(["arm", "trial", "state", "value", *keys, "seconds", *costs, "run", "reason"])
+    for one in trials:
+        settings = [_plain(one.params.get(key)) for key in keys]
+        values = [f"{value:.6g}" for value in one.values]
+        spent = [f"{one.metrics[key]:.6g}" if key in one.metrics else "" for key in costs]
+        row = [one.arm, one.number, one.state, " ".join(values), *settings, f"{one.seconds:.1f}", *spent, one.run]
+        table.writerow([*row, one.reason])
+    return file.getvalue()
+
+
+def told(params: dict[str, Any]) -> str:
+    """A configuration on one line, with the last part of each key where that is clear."""
+    last = [key.rpartition(".")[2] for key in params]
+    names = {key: part if last.count(part) == 1 else key for key, part in zip(params, last, strict=True)}
+    return " ".join(f"{names[key]}={_plain(value)}" for key, value in params.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _shown(metrics: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if key.startswith("validation/") or key in _COSTS}
+
+
+def _best(facts: Facts, trials: list[TrialRecord]) -> TrialRecord | None:
+    pick = max if facts.plan.space.objective[0].direction == "maximize" else min
+    complete = [one for one in trials if one.state == "complete"]
+    return pick(complete, key=lambda one: one.values[0], default=None)
+
+
+def _spread(found: significance.Interval) -> str:
+    return f"{found.mean:.4f} ± {found.sd:.4f}" if found.n > 1 else f"{found.mean:.4f}"

@@ -1,0 +1,148 @@
+"""`sweep=`: a study from its first trial to its report, by one process, several, or a Ray cluster.
+
+One process leads: it holds the study's run in MLflow and makes the report. Whoever else runs the same command on the
+same storage takes trials. Killed at any moment, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from harness import device, storage, tracking
+from harness.console import Terminal
+from harness.errors import Interrupted, SpecError, UserError
+from harness.session import begin
+from harness.spec import Spec
+from harness.storage import RunLock
+from harness.sweeps import conclusion
+from harness.sweeps.crew import Crew, local_crew, ray_crew
+from harness.sweeps.plan import Plan, definition
+from harness.sweeps.study import Study
+from harness.sweeps.view import StudyView
+from harness.sweeps.worker import CONFIRM, Worker, plan_confirmation, trial_spec
+from harness.tracker import Tracker
+
+_LOOK_SECONDS = 1.0
+
+
+def run(plan: Plan, arguments: list[str], *, is_worker: bool = False) -> None:
+    """Begin a study, go on with it, or help with it; returns when it is over.
+
+    Args:
+        plan: what is searched.
+        arguments: of the command line, for further workers.
+        is_worker: take trials only; another process leads.
+
+    Raises:
+        UserError: before anything is trained, for whatever cannot work.
+        TrainingError, StorageError, Interrupted: the same command goes on.
+    """
+    first = trial_spec(plan, "search", plan.first("search"), [])
+    folder = storage.writable(storage.PROJECT / first.output) / "studies" / plan.name
+    several = plan.space.workers > 1 or plan.space.executor == "ray"
+    if several and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        fix = "a trial on several GPUs: accelerate launch and workers=1; several trials: python launch.py and workers=N"
+        raise SpecError("several workers of several processes each", where="workers", fix=fix)
+    if several and not is_worker:
+        _supervise(plan, first, folder, arguments)
+    else:
+        _work(plan, first, folder, is_worker)
+
+
+def _work(plan: Plan, first: Spec, folder: Path, is_worker: bool) -> None:
+    """Take trials in this process, and lead if nobody does."""
+    study = Study(plan, folder) if os.environ.get("RANK", "0") == "0" else None
+    session = begin(first)
+    with session.all_processes(), ExitStack() as stack:
+        lead = stack.enter_context(_leading(plan, study, session.output)) if study and not is_worker else None
+        view = stack.enter_context(StudyView(plan.space, session.terminal))
+        parent = study.recall("mlflow_run") if study else None
+        worker = Worker(plan, session, study, parent, view)
+        _say_begin(plan, study, session.terminal, lead)
+        worker.work(tuple(plan.space.arms))
+        if study:
+            plan_confirmation(plan, study)
+        worker.work(CONFIRM)
+        if study and lead:
+            view.close(study)
+            conclusion.conclude(plan, study, session, lead)
+
+
+def _supervise(plan: Plan, first: Spec, folder: Path, arguments: list[str]) -> None:
+    """Let other processes take the trials, look after them, and conclude."""
+    study, terminal, output = Study(plan, folder), Terminal(), storage.PROJECT / first.output
+    with _leading(plan, study, output) as lead:
+        make = ray_crew if plan.space.executor == "ray" else local_crew
+        with StudyView(plan.space, terminal, plan.space.workers) as view:
+            _say_begin(plan, study, terminal, lead)
+            crew: Crew
+            with make(plan.space, arguments, folder) as crew:
+                while crew.is_at_work():
+                    view.show(study)
+                    time.sleep(_LOOK_SECONDS)
+            view.close(study)
+        if lead:
+            conclusion.conclude(plan, study, begin(first), lead)
+
+
+@contextmanager
+def _leading(plan: Plan, study: Study, output: Path) -> Iterator[Tracker | None]:
+    """Hold the study's run in MLflow; None: another process leads."""
+    me = f"{socket.gethostname()}:{output}"
+    lock = RunLock(output, plan.name)
+    try:
+        lock.acquire()
+    except UserError:
+        yield None
+        return
+    if not study.lead(me):
+        lock.release()
+        yield None
+        return
+    tracker = _start_tracker(plan, study, output)
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except (KeyboardInterrupt, Interrupted):
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+        lock.release()
+
+
+def _start_tracker(plan: Plan, study: Study, output: Path) -> Tracker:
+    """The study's own run, the parent of those of its trials; its id is known to all workers."""
+    first = trial_spec(plan, "search", plan.first("search"), [])
+    is_known = study.recall("mlflow_run") is not None
+    tags = {"study": plan.name, "kind": "study", "folder": str(study.folder)}
+    tracker = tracking.start(
+        first.tracking, output, plan.name, plan.name, tags=tags, note=plan.space.story, resume=is_known
+    )
+    about = definition(plan)["definition"]
+    tracker.params({"sweep": plan.space.name, "exp": plan.exp, **_flat(about), **device.describe()})
+    if run_id := tracker.wait_open(60):
+        study.remember("mlflow_run", run_id)
+    return tracker
+
+
+def _flat(about: dict[str, object], prefix: str = "study") -> dict[str, object]:
+    return {f"{prefix}.{key}": value for key, value in about.items()}
+
+
+def _say_begin(plan: Plan, study: Study | None, terminal: Terminal, lead: Tracker | None) -> None:
+    if study is None:
+        return
+    arms = f" and as many of {plan.space.baseline.exp}" if plan.space.baseline else ""
+    terminal.title(f"\nstudy {plan.name}")
+    terminal.say(f"{plan.space.trials or 'as many as fit'} trials of {plan.exp or 'the search'}{arms}")
+    terminal.say(f"watch: optuna-dashboard {shlex.quote(study.shown_storage)}")
+    if lead is None:
+        terminal.say("another process leads this study: this one helps with its trials")
