@@ -45,7 +45,8 @@ LAYERS = [
     ["command", "cli"],
 ]
 SWEEPS = [
-    ["trials", "axes", "space"],
+    ["trials", "axes"],
+    ["space"],
     ["trial_figures", "plan"],
     ["comparison", "sampling", "view"],
     ["figures", "study"],

@@ -93,7 +93,8 @@ def test_a_folder_that_cannot_be_written_ends_with_5(tmp_path: Path, capsys: pyt
         (["exp=lora", "--plam"], "no option --plam"),
         (["train.epochs=2"], "name exactly one experiment"),
         (["exp=lora", "exp=full_finetune"], "name exactly one experiment"),
-        (["exp=lora", "sweep=lora_rank"], "sweep=lora_rank: sweeps are not available in this version"),
+        (["exp=lora", "sweep=lora_rnk"], "sweep=lora_rnk: no search space is called 'lora_rnk'"),
+        (["exp=lora", "sweep=lora_rank", "--resume", "x"], "--resume: does not go with sweep="),
         (["exp=lora", "provenance.require_signature=true"], "provenance.require_signature: there is no signing key"),
     ],
 )

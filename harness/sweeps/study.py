@@ -117,7 +117,7 @@ class Study:
         self._looked: dict[str, float] = {}
         with _reaching(self.shown_storage):
             self._storage: Any = self._open()
-        with self._alone():
+        with _reaching(self.shown_storage), sampling.quietly(), self._alone():
             self._begin()
 
     @property
