@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,7 +14,15 @@ os.environ.pop("HARNESS_FAULT", None)
 
 
 @pytest.fixture(autouse=True)
-def _faults_fire_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def _nothing_is_left_in_the_environment() -> Iterator[None]:
+    """A store that one test names would be that of all runs of the tests after it."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    assert os.environ.get("MLFLOW_TRACKING_URI") == before
+
+
+@pytest.fixture(autouse=True)
+def _faults_fire_again(_nothing_is_left_in_the_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clause of HARNESS_FAULT fires once per process; here, once per test."""
     from harness import faults
 

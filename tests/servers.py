@@ -33,8 +33,12 @@ class Faulty:
         with warnings.catch_warnings():  # starlette's WSGI middleware is deprecated
             warnings.simplefilter("ignore")
             from mlflow.server import app, fastapi_app, handlers
+            from mlflow.tracking._tracking_service import utils
 
             assert fastapi_app
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # the server names its store there, for all that follows
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        monkeypatch.setattr(utils, "_tracking_uri", None)
         monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{folder / 'server.db'}")
         monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", str(folder / "server artifacts"))
         for name in ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):

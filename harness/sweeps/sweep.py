@@ -60,7 +60,11 @@ def _work(plan: Plan, first: Spec, folder: Path, is_worker: bool) -> None:
     study = Study(plan, folder) if os.environ.get("RANK", "0") == "0" else None
     session = begin(first)
     with session.all_processes(), ExitStack() as stack:
-        lead = stack.enter_context(_leading(plan, study, session.output)) if study and not is_worker else None
+        lead = (
+            stack.enter_context(_leading(plan, study, session.output, session.terminal))
+            if study and not is_worker
+            else None
+        )
         view = stack.enter_context(StudyView(plan.space, session.terminal))
         parent = study.recall("mlflow_run") if study else None
         worker = Worker(plan, session, study, parent, view)
@@ -77,7 +81,7 @@ def _work(plan: Plan, first: Spec, folder: Path, is_worker: bool) -> None:
 def _supervise(plan: Plan, first: Spec, folder: Path, arguments: list[str]) -> None:
     """Let other processes take the trials, look after them, and conclude."""
     study, terminal, output = Study(plan, folder), Terminal(), storage.PROJECT / first.output
-    with _leading(plan, study, output) as lead:
+    with _leading(plan, study, output, terminal) as lead:
         make = ray_crew if plan.space.executor == "ray" else local_crew
         with StudyView(plan.space, terminal, plan.space.workers) as view:
             _say_begin(plan, study, terminal, lead)
@@ -92,8 +96,8 @@ def _supervise(plan: Plan, first: Spec, folder: Path, arguments: list[str]) -> N
 
 
 @contextmanager
-def _leading(plan: Plan, study: Study, output: Path) -> Iterator[Tracker | None]:
-    """Hold the study's run in MLflow; None: another process leads."""
+def _leading(plan: Plan, study: Study, output: Path, terminal: Terminal) -> Iterator[Tracker | None]:
+    """Hold the study's run in MLflow; None: another process leads. Tells how a study that did not end goes on."""
     me = f"{socket.gethostname()}:{output}"
     lock = RunLock(output, plan.name)
     try:
@@ -116,6 +120,8 @@ def _leading(plan: Plan, study: Study, output: Path) -> Iterator[Tracker | None]
     finally:
         tracker.finish(status)
         lock.release()
+        if status != "FINISHED":
+            terminal.say(f"resume  the same command again: it goes on with the study {plan.name}")
 
 
 def _start_tracker(plan: Plan, study: Study, output: Path) -> Tracker:
