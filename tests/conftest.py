@@ -13,16 +13,16 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.pop("HARNESS_FAULT", None)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _nothing_is_left_in_the_environment() -> Iterator[None]:
-    """A store that one test names would be that of all runs of the tests after it."""
+    """A store that one module names would be that of all runs of the modules after it."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     yield
     assert os.environ.get("MLFLOW_TRACKING_URI") == before
 
 
 @pytest.fixture(autouse=True)
-def _faults_fire_again(_nothing_is_left_in_the_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def _faults_fire_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clause of HARNESS_FAULT fires once per process; here, once per test."""
     from harness import faults
 
