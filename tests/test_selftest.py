@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ import torch
 import yaml
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
-from harness import batch, builtin, data, faults, gradients, provenance, seeding, selftest, spec, surgery, yaml_source
+from harness import batch, data, faults, gradients, provenance, seeding, selftest, spec, surgery, yaml_source
 from harness.cli import app
 from harness.command import SMOKE, main
 from harness.console import Terminal
@@ -29,26 +27,14 @@ from harness.rehearsal import NUM_STEPS, ROWS, Rehearsal
 from harness.selftest import two_processes
 from harness.tracker import MemoryTracker
 from harness.train import Training
+from tests import tiny as tiny_files
 from tests.stores import QUIET
-
-WORDS = ["good", "bad", "the screen", "was", "never", "again", "a very nice one", "terrible"]
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides: a csv with 60 texts, and a two-layer BERT with dropout under a real tokenizer, as a local folder."""
-    folder = tmp_path_factory.mktemp("tiny")
-    rows = [f"{i} {' '.join(WORDS[(i * k) % 8] for k in range(1, 2 + i % 7))},{'ab'[i % 2]}" for i in range(60)]
-    (folder / "own.csv").write_text("\n".join(["text,label", *rows]) + "\n")
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 24}
-    settings = {"initializer_range": 0.3}  # so that every layer matters to the logits
-    torch.manual_seed(0)
-    config = AutoConfig.for_model("bert", vocab_size=30522, **sizes, **settings)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "model")
-    for path in builtin.model_path("minilm").glob("*"):
-        if "token" in path.name or path.name == "vocab.txt":
-            shutil.copy(path, folder / "model" / path.name)
-    return [f"data.name={folder / 'own.csv'}", f"model.name={folder / 'model'}", "data.max_test_overlap=1.0"]
+    """Overrides that name a tiny data set and model."""
+    return tiny_files.overrides(tmp_path_factory.mktemp("tiny"))
 
 
 def rehearsal(tiny: list[str], name: str, *more: str) -> Rehearsal:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -370,9 +371,11 @@ class Study:
         if len(self.space.objective) > 1:
             target = lambda trial: trial.values[0]  # noqa: E731 - Optuna asks for a function
         try:
-            with sampling.quietly():
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)  # so it says that the trials are too few
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 return dict(optuna.importance.get_param_importances(study, target=target))
-        except (ValueError, RuntimeError):
+        except (ValueError, RuntimeError, UserWarning):
             return {}
 
 

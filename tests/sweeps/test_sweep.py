@@ -1,0 +1,211 @@
+"""A study from the command line to its report: what it leaves, how it goes on, what its trials may do to it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.command import main
+from harness.errors import Interrupted, MemoryExhausted, TrainingError
+from harness.run import run_in
+from harness.sweeps import conclusion, worker
+from tests import tiny as tiny_files
+from tests.stores import QUIET
+
+pytestmark = [QUIET, pytest.mark.slow]
+SMALL = [
+    "exp=lora", "sweep=lora_rank", "study=small", "confirm.top=1", "confirm.seeds=[100,101]", "trials=2",
+    "space.methods.lora.rank={choice: [1, 2]}", "train.max_steps=4", "train.warmup_steps=0", "train.batch_size=12",
+    "evaluation.every=2 steps", "checkpoint.every=1 steps", "latency.batch_sizes=[1]", "latency.lengths=[8]",
+    "latency.runs=10",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return tiny_files.overrides(tmp_path_factory.mktemp("tiny"))
+
+
+def study(output: Path, tiny: list[str], *more: str) -> int:
+    return main([*SMALL, *tiny, f"output={output}", *more])
+
+
+def trials(output: Path) -> list[dict[str, str]]:
+    with (output / "studies" / "small" / "trials.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def mlflow_runs(output: Path) -> dict[str, dict[str, Any]]:
+    """Name -> status, parent's name, tags, metrics."""
+    with sqlite3.connect(output / "mlflow.db") as database:
+        names = dict(database.execute("select run_uuid, name from runs").fetchall())
+        found: dict[str, dict[str, Any]] = {}
+        for run, name in names.items():
+            assert name not in found, f"{name} stands twice"
+            (status,) = database.execute("select status from runs where run_uuid = ?", (run,)).fetchone()
+            tags = dict(database.execute("select key, value from tags where run_uuid = ?", (run,)).fetchall())
+            metrics = database.execute("select key, value from latest_metrics where run_uuid = ?", (run,)).fetchall()
+            parent = names.get(tags.get("mlflow.parentRunId", ""))
+            found[name] = {"status": status, "parent": parent, "tags": tags, "metrics": dict(metrics)}
+    return found
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the runs that were begun or gone on with, in order."""
+    begun: list[str] = []
+
+    def spy(session: Any, name: str, *more: Any) -> Any:
+        begun.append(name)
+        return run_in(session, name, *more)
+
+    monkeypatch.setattr(worker, "run_in", spy)
+    return begun
+
+
+def test_what_a_study_leaves_and_that_it_goes_on(
+    tmp_path: Path, tiny: list[str], watched: list[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    judged: list[str] = []
+    judge = conclusion._judge
+
+    def count(plan: Any, session: Any, one: Any, seed: int, run: str) -> Any:
+        judged.append(run)
+        return judge(plan, session, one, seed, run)
+
+    monkeypatch.setattr(conclusion, "_judge", count)
+    assert study(tmp_path, tiny) == 0
+    assert watched[:4] == ["small-s000", "small-b000", "small-s001", "small-b001"], "the arms take turns"
+    assert len(watched) == 4 + 2 * 2
+    rows = trials(tmp_path)
+    assert [(row["arm"], row["trial"], row["state"]) for row in rows] == [
+        ("search", "0", "complete"), ("search", "1", "complete"),
+        ("baseline", "0", "complete"), ("baseline", "1", "complete"),
+    ]  # fmt: skip
+    runs = mlflow_runs(tmp_path)
+    assert runs.pop("small")["status"] == "FINISHED"
+    assert sorted(runs) == sorted(watched)
+    for name, run in runs.items():
+        assert (run["status"], run["parent"]) == ("FINISHED", "small")
+        assert "validation/f1_macro" in run["metrics"]
+        assert not any(key.startswith("test/") for key in run["metrics"]), "the test split is not opened by a trial"
+        assert (tmp_path / "runs" / name / "weights").exists() == ("seed" in name)
+        assert not (tmp_path / "runs" / name / "checkpoints").exists()
+    report = json.loads((tmp_path / "studies" / "small" / "report.json").read_text())
+    assert [row["test split"] for row in report["test"]] == ["lora", "full_finetune"]
+    assert report["difference"]["seeds"] == [100, 101]
+    assert sorted(judged) == sorted(name for name in watched if "seed" in name), "the winners, each seed once"
+    text = (tmp_path / "studies" / "small" / "report.md").read_text()
+    assert "python launch.py exp=lora " in text and "95 %" in text
+    assert "optuna-dashboard" in capsys.readouterr().out
+
+    watched.clear()
+    assert study(tmp_path, tiny) == 0
+    assert watched == [] and len(judged) == 4, "nothing is left to be done"
+    assert study(tmp_path, tiny, "trials=3") == 0
+    assert watched[:2] == ["small-s002", "small-b002"], "the number is the total"
+    assert len(trials(tmp_path)) == 6
+
+    capsys.readouterr()
+    assert study(tmp_path, tiny, "space.methods.lora.rank={choice: [1, 4]}") == 2
+    told = capsys.readouterr().err
+    assert "begun with other settings" in told and "methods.lora.rank" in told and "[1, 2]" in told
+    assert main(["--resume", "small-s000", f"output={tmp_path}"]) == 2
+    assert "is a trial of the study small" in capsys.readouterr().err
+
+
+Fault = Callable[[str, int], BaseException | None]
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Fault], None]]:
+    """Let trials raise what a function of the run's name and of how often it was begun says."""
+
+    def use(fault: Fault) -> None:
+        begun: dict[str, int] = {}
+
+        def run(session: Any, name: str, *more: Any) -> Any:
+            begun[name] = begun.get(name, 0) + 1
+            if error := fault(name, begun[name]):
+                raise error
+            return run_in(session, name, *more)
+
+        monkeypatch.setattr(worker, "run_in", run)
+
+    yield use
+
+
+def test_f33_a_trial_that_fails_or_runs_out_of_memory_is_told_and_the_study_goes_on(
+    tmp_path: Path, tiny: list[str], faulty: Callable[[Fault], None]
+) -> None:
+    errors = {
+        "small-s000": MemoryExhausted("out of memory in training"),
+        "small-b000": TrainingError("the loss is nan"),
+        "small-b001": ValueError("a mistake of somebody's"),
+    }
+    faulty(lambda name, times: errors.get(name))
+    assert study(tmp_path, tiny, "trials=3") == 0
+    found = {f"{row['arm']} {row['trial']}": (row["state"], row["reason"]) for row in trials(tmp_path)}
+    assert found["search 0"] == ("infeasible", "out of memory in training")
+    assert found["baseline 0"] == ("failed", "the loss is nan")
+    assert found["baseline 1"] == ("failed", "ValueError: a mistake of somebody's")
+    assert "somebody's" in (tmp_path / "runs" / "small-b001" / "traceback.txt").read_text()
+    assert {found[f"search {i}"][0] for i in (1, 2)} == {found["baseline 2"][0]} == {"complete"}
+
+
+def test_a_study_whose_every_trial_fails_ends_with_the_reason(
+    tmp_path: Path, tiny: list[str], faulty: Callable[[Fault], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    faulty(lambda name, times: TrainingError("the loss is nan"))
+    assert study(tmp_path, tiny, "trials=9") == 1
+    told = capsys.readouterr()
+    assert "3 trials in a row failed" in told.err and "the loss is nan" in told.err
+    assert "resume  the same command again" in told.out
+    assert mlflow_runs(tmp_path)["small"]["status"] == "FAILED"
+
+
+def test_a_stopped_study_goes_on_with_the_trial_it_left(
+    tmp_path: Path, tiny: list[str], faulty: Callable[[Fault], None]
+) -> None:
+    faulty(lambda name, times: Interrupted(143) if name == "small-b000" and times == 1 else None)
+    assert study(tmp_path, tiny) == 143
+    assert mlflow_runs(tmp_path)["small"]["status"] == "KILLED"
+    assert study(tmp_path, tiny) == 0
+    assert [row["state"] for row in trials(tmp_path)] == ["complete"] * 4
+    assert mlflow_runs(tmp_path)["small"]["status"] == "FINISHED"
+
+
+def test_a_trial_ends_when_its_time_is_over_and_breaks_a_constraint(tmp_path: Path, tiny: list[str]) -> None:
+    assert study(tmp_path, tiny, "trial_minutes=0.00001", "trials=1") == 0
+    rows = trials(tmp_path)
+    assert {row["state"] for row in rows} == {"infeasible"}
+    assert all("out of time after 1 steps" in row["reason"] for row in rows)
+    run = mlflow_runs(tmp_path)["small-s000"]
+    assert (run["status"], "out of time" in run["tags"]["ended"]) == ("KILLED", True)
+
+
+def test_constraints_keep_a_trial_from_being_the_best(tmp_path: Path, tiny: list[str]) -> None:
+    assert study(tmp_path, tiny, "constraints={parameters/trainable: 700}") == 0
+    for row in trials(tmp_path):
+        is_large = float(row["parameters/trainable"]) > 700
+        assert (row["state"] == "infeasible") == is_large
+        assert ("at most 700 is allowed" in row["reason"]) == is_large
+    assert any(row["arm"] == "baseline" and row["state"] == "infeasible" for row in trials(tmp_path))
+
+
+def test_seeds_within_a_trial_are_children_and_wilcoxon_prunes_over_them(tmp_path: Path, tiny: list[str]) -> None:
+    assert study(tmp_path, tiny, "seeds=[1,2,3]", "pruner=wilcoxon", "trials=1") == 0
+    runs = mlflow_runs(tmp_path)
+    assert {name for name, run in runs.items() if run["parent"] == "small-s000"} == {
+        "small-s000-s1", "small-s000-s2", "small-s000-s3",
+    }  # fmt: skip
+    values = [runs[f"small-s000-s{seed}"]["metrics"]["validation/f1_macro"] for seed in (1, 2, 3)]
+    (row,) = [row for row in trials(tmp_path) if row["arm"] == "search"]
+    assert float(row["value"]) == pytest.approx(sum(values) / 3, abs=1e-6)
