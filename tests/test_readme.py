@@ -8,11 +8,13 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import yaml
 
-from harness import spec
+from harness import spec, yaml_source
 from harness.cli import app
 from harness.errors import SpecError
 from harness.storage import PROJECT
+from harness.sweeps import plan, space
 from tests.toys import classifier, deviation, random_batch
 
 TEXT = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -40,8 +42,20 @@ LAUNCHES = re.findall(r"^(?:accelerate launch|python) launch\.py (exp=.+?)(?:  .
 def test_launch_commands_are_accepted(line: str) -> None:
     words = [word for word in shlex.split(line) if not word.startswith("--")]
     told = pytest.raises(SpecError) if "learing_rate" in line else nullcontext()
+    exp, rest = words[0].removeprefix("exp="), [word for word in words[1:] if not word.startswith("sweep=")]
     with told:
-        spec.load(words[0].removeprefix("exp="), words[1:])
+        if sweep := [word.removeprefix("sweep=") for word in words if word.startswith("sweep=")]:
+            own = [word for word in rest if space.is_setting(word)]
+            plan.check(space.load(sweep[0], own), exp, [word for word in rest if word not in own])
+        else:
+            spec.load(exp, rest)
+
+
+def test_the_search_space_in_it_is_a_shipped_one() -> None:
+    """Comments aside."""
+    (shown,) = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
+    shipped = yaml_source.load(PROJECT / "search_spaces" / "lora_rank.yaml")
+    assert yaml.safe_load(shown) == shipped
 
 
 def test_there_are_such_commands() -> None:
