@@ -180,7 +180,9 @@ def verdict(facts: Facts) -> str:
         return f"{told}: {ours} is better."
     if max(highs) < 0:
         return f"{told}: {theirs} is better."
-    missed = f"{found['detectable']:.4f}" if np.isfinite(found["detectable"]) else "anything"
+    if found["sd"] == 0:
+        return f"{told}: a tie. No seed differs from another, which so few test items can do by chance."
+    missed = f"{found['detectable']:.4f}" if np.isfinite(found["detectable"]) else "any size"
     return f"{told}: a tie. Differences below {missed} would be missed more often than one time in five."
 
 

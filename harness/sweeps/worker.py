@@ -47,7 +47,9 @@ class Task:
     arm: Arm
     run: str
     """Name of its run."""
-    spec: Spec
+    chosen: dict[str, Any]
+    own: list[str]
+    """Overrides on top of what was chosen."""
     number: int
     """Of the trial it belongs to."""
     is_resumed: bool
@@ -115,16 +117,16 @@ class Worker:
         else:
             own, arm, number, chosen = ["evaluation.final=scores"], _arm(claim.stage), claim.number, claim.chosen
             run = f"{name}-{arm[0]}{number:03d}"
-        spec = trial_spec(self.plan, arm, chosen, own)
-        return Task(arm, storage.safe_name(run), spec, number, claim.attempt > 1)
+        return Task(arm, storage.safe_name(run), chosen, own, number, claim.attempt > 1)
 
     def _run(self, task: Task, claim: Claim | None, started: float) -> _End:
         """Run a trial to its end, whatever that is. Raises only what ends the study, or this process."""
         tags = {"study": self.plan.name, "arm": task.arm, "trial": str(task.number)}
         try:
-            session = self.session.of(task.spec, tags=tags, terminal=self.view.terminal)
+            spec = trial_spec(self.plan, task.arm, task.chosen, task.own)
+            session = self.session.of(spec, tags=tags, terminal=self.view.terminal)
             session = replace(session, is_resumed=task.is_resumed)
-            results = run_in(session, task.run, self.parent, self._oversight(task, claim, started))
+            results = run_in(session, task.run, self.parent, self._oversight(len(spec.seeds), claim, started))
             return _End("complete", scores=_means(results))
         except Stopped as error:
             end = _End("infeasible" if error.is_infeasible else "pruned", error.what)
@@ -148,7 +150,7 @@ class Worker:
         folder.mkdir(parents=True, exist_ok=True)
         storage.write_text(folder / "traceback.txt", traceback.format_exc())
 
-    def _oversight(self, task: Task, claim: Claim | None, started: float) -> Oversight:
+    def _oversight(self, num_seeds: int, claim: Claim | None, started: float) -> Oversight:
         """Lets the pruner and the clock end a trial; the pruner of whole seeds looks after each of them."""
         objective, limit = self.plan.space.objective[0].metric, self.plan.space.trial_minutes
         by_seed = "wilcoxon" in self.plan.space.pruner
@@ -164,7 +166,7 @@ class Worker:
             if by_seed and before:
                 why = report(seed - 1, before[-1], 1)
                 if why := str(processes.from_first(self.accelerator, why)):
-                    raise Stopped(f"{why} after {len(before)} of {len(task.spec.seeds)} seeds")
+                    raise Stopped(f"{why} after {len(before)} of {num_seeds} seeds")
             seconds = None if limit is None else 60 * limit - (time.monotonic() - started)
             look = (lambda scores, number: "") if by_seed else partial(report, seed)
             return Oversight(look, seconds, of_seed)

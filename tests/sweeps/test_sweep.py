@@ -17,6 +17,7 @@ from harness.run import run_in
 from harness.sweeps import conclusion, worker
 from tests import tiny as tiny_files
 from tests.stores import QUIET
+from tests.test_launch import TWO, launch
 
 pytestmark = [QUIET, pytest.mark.slow]
 SMALL = [
@@ -209,3 +210,28 @@ def test_seeds_within_a_trial_are_children_and_wilcoxon_prunes_over_them(tmp_pat
     values = [runs[f"small-s000-s{seed}"]["metrics"]["validation/f1_macro"] for seed in (1, 2, 3)]
     (row,) = [row for row in trials(tmp_path) if row["arm"] == "search"]
     assert float(row["value"]) == pytest.approx(sum(values) / 3, abs=1e-6)
+
+
+def test_all_processes_of_a_launch_follow_the_same_trial_and_a_pruner_ends_it_on_all(
+    tmp_path: Path, tiny: list[str]
+) -> None:
+    to_minimize = "{metric: validation/nll, direction: minimize}"
+    asked = [
+        "~confirm", "~baseline", "trials=5", "sampler=grid", "pruner={median: {n_startup_trials: 1}}",
+        f"objective={to_minimize}", f"early_stopping={to_minimize}", "evaluation.every=1 steps",
+        "space.methods.lora.rank={choice: [1]}",
+        "space.train.learning_rate={choice: [5e-2, 4e-2, 1e-6, 2e-6, 3e-6]}",
+    ]  # fmt: skip
+    words = [word for word in SMALL if not word.startswith(("confirm", "evaluation", "space", "trials"))]
+    done = launch(TWO, tmp_path, *words, *tiny, *asked)
+    assert done.returncode == 0, done.stderr
+    rows = {float(row["train.learning_rate"]): row for row in trials(tmp_path)}
+    assert len(rows) == 5, "a grid: each value once"
+    fast, slow = [rows[rate]["state"] for rate in (5e-2, 4e-2)], [rows[rate]["state"] for rate in (1e-6, 2e-6, 3e-6)]
+    assert "complete" in fast
+    assert "pruned" in slow
+    runs = mlflow_runs(tmp_path)
+    for row in rows.values():
+        run = runs[row["run"]]
+        assert run["status"] == {"complete": "FINISHED", "pruned": "KILLED"}[row["state"]]
+        assert run["tags"].get("ended", "") == {"complete": "", "pruned": "pruned"}[row["state"]]
