@@ -45,7 +45,7 @@ class Row:
     accuracy: float
     train_seconds: float
     peak_gib: float
-    """Peak memory of the process until the run's end; on a machine without a GPU, of all runs it made so far."""
+    """Peak memory of the process while it made the run: on the GPU, or resident on a machine without one."""
 
 
 def read(folder: Path, names: Iterable[str] = ()) -> list[Row]:

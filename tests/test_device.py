@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -26,3 +28,13 @@ def test_what_this_device_would_ignore_or_only_imitate_is_said(monkeypatch: pyte
 def test_auto_is_bf16_where_the_gpu_has_it() -> None:
     expected = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "no"
     assert device.resolve_precision("auto") == expected
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the peak is the GPU's")
+def test_the_peak_is_that_of_the_run_not_of_all_runs_of_the_process() -> None:
+    block = bytearray(os.urandom(1) * 400 * 1024**2)
+    before = device.peak_memory_gib()
+    del block
+    device.reset_peak_memory()
+    assert device.peak_memory_gib() < before - 0.3

@@ -205,8 +205,7 @@ def doubt(facts: Facts) -> str:
 def render(facts: Facts, pages: list[str], ui: str, place: Place) -> str:
     """The report as Markdown; also the note of the study's run."""
     plan, space = facts.plan, facts.plan.space
-    parts = [f"# Study {plan.name}", space.story]
-    parts += ["## Verdict", verdict(facts), doubt(facts)]
+    parts = [f"# Study {plan.name}", f"**{verdict(facts)}**", doubt(facts), space.story]
     if facts.tested:
         parts += ["## The best of each on the test split", markdown_table(*test_table(facts))]
     if facts.confirmed:
@@ -253,17 +252,24 @@ def as_values(facts: Facts) -> dict[str, Any]:
 
 
 def as_metrics(facts: Facts) -> dict[str, float]:
-    """The few numbers that the study's run shows in MLflow."""
+    """The numbers that the study's run shows in MLflow.
+
+    Those of the search stand under the names that its trials use: of its best trial on the validation split, as means
+    over the fresh seeds on the test split. Those of the baseline begin with `baseline/`.
+    """
     found: dict[str, float] = {}
     for arm in facts.plan.space.arms:
         of = [one for one in facts.trials if one.arm == arm]
         found |= {f"study/{arm}_{state}": float(sum(one.state == state for one in of)) for state in _STATES}
-        if best := _best(facts, of):
-            found |= {f"best/{arm}_{key.replace('/', '_')}": value for key, value in _shown(best.metrics).items()}
+        best, own = _best(facts, of), {}
+        if best:
+            objectives = {one.metric for one in facts.plan.space.objective}
+            own = {key: value for key, value in best.metrics.items() if key in objectives or key in _COSTS}
         if arm in facts.tested:
             scores = [one[f"test/{facts.metric}"] for one in facts.tested[arm].scores]
-            found |= {f"test/{arm}_{facts.metric}": statistics.fmean(scores)}
-            found |= {f"test/{arm}_{facts.metric}_sd": statistics.stdev(scores)} if len(scores) > 1 else {}
+            own |= {f"test/{facts.metric}": statistics.fmean(scores)}
+            own |= {f"test/{facts.metric}_sd": statistics.stdev(scores)} if len(scores) > 1 else {}
+        found |= own if arm == "search" else {f"baseline/{key.replace('/', '_')}": value for key, value in own.items()}
     if (told := difference(facts)) is not None:
         found |= {f"test/difference_{key}": told[key] for key in ("mean", "t_low", "t_high") if np.isfinite(told[key])}
     return found
@@ -296,10 +302,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     return "" if value is None else value if isinstance(value, str) else json.dumps(value)
-
-
-def _shown(metrics: dict[str, float]) -> dict[str, float]:
-    return {key: value for key, value in metrics.items() if key.startswith("validation/") or key in _COSTS}
 
 
 def _best(facts: Facts, trials: list[TrialRecord]) -> TrialRecord | None:
