@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness.command import SMOKE, main
+from harness.evaluate import Evaluator
 from harness.optim import build_schedule
 
 ROWS = [("good", "positive"), ("bad", "negative"), ("fine thing", "positive"), ("awful thing", "negative")]
@@ -156,3 +159,25 @@ def test_a_run_that_is_stopped_is_recorded_as_killed(
     monkeypatch.setattr("harness.train.build_schedule", stop_soon)
     assert main(["exp=lora", *QUICK, f"output={tmp_path}"]) == code
     assert run_status(tmp_path) == "KILLED"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("final", ["weights", "scores"])
+def test_a_run_may_leave_the_test_split_unread(
+    final: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict, asked = Evaluator.predict, set[str]()
+
+    def watched(self: Evaluator, model: Any, task: Any, split: str) -> Any:
+        asked.add(split)
+        return predict(self, model, task, split)
+
+    monkeypatch.setattr(Evaluator, "predict", watched)
+    assert main(["exp=lora", *SMOKE, f"evaluation.final={final}", f"output={tmp_path}"]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert asked == {"validation"}
+    assert not (folder / "test").exists()
+    assert (folder / "weights").exists() == (final == "weights")
+    end = json.loads(base64.b64decode(json.loads((folder / "end.envelope.json").read_text())["payload"]))
+    assert "validation/f1_macro" in end["predicate"]["metrics"]
+    assert "score   best/validation_f1_macro 0." in capsys.readouterr().out
