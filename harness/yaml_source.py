@@ -20,7 +20,7 @@ _TRAPS = (
 
 @dataclass(frozen=True)
 class Source:
-    """A YAML file and the line of each dotted key."""
+    """A YAML file and the line of each dotted key; a map in a list has the key of the list and its number."""
 
     path: Path
     lines: dict[str, int]
@@ -75,8 +75,10 @@ def _walk(node: yaml.Node, prefix: str, path: Path, lines: dict[str, int]) -> No
             lines[key] = key_node.start_mark.line + 1
             _walk(value, f"{key}.", path, lines)
     elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _walk(item, prefix, path, lines)
+        for number, item in enumerate(node.value):
+            if isinstance(item, yaml.MappingNode):
+                lines[f"{prefix}{number}"] = item.start_mark.line + 1
+            _walk(item, f"{prefix}{number}.", path, lines)
     elif isinstance(node, yaml.ScalarNode) and node.style is None:
         _check_scalar(node, path)
 
