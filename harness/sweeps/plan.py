@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
-from harness import composing, registry, spec, yaml_source
+from harness import composing, registry, spec
 from harness.errors import SpecError, did_you_mean
 from harness.spec import Spec
-from harness.sweeps.space import SPACES, Parameter, SearchSpace, as_list
+from harness.sweeps.space import Parameter, SearchSpace, as_list
 from harness.sweeps.trials import Arm
 
 _OF_THE_STUDY = ("name", "story", "seeds", "output", "tracking", "provenance", "precision", "evaluation.final")
@@ -42,7 +42,7 @@ class Plan:
     exp: str | None
     """The experiment that is searched; None: the search chooses."""
     overrides: list[str]
-    """Of the command line, for every trial and for the baseline."""
+    """Of the command line, for every trial and for the baseline; one of a method's settings, only where it is used."""
 
     @property
     def name(self) -> str:
@@ -55,9 +55,30 @@ class Plan:
         Raises:
             SpecError: it is not a valid one.
         """
-        baseline = self.space.baseline.exp if arm == "baseline" and self.space.baseline else None
-        exp = chosen.get("exp") or baseline or self.exp
-        return spec.load(str(exp), [*self.overrides, *self.words(chosen), *(own or [])])
+        exp = str(chosen.get("exp") or self._given(arm))
+        overrides = [one for one in self.overrides if self._fits(one, arm, exp)]
+        return spec.load(exp, [*overrides, *self.words(chosen), *(own or [])])
+
+    def _given(self, arm: Arm) -> str | None:
+        return self.space.baseline.exp if arm == "baseline" and self.space.baseline else self.exp
+
+    def _fits(self, override: str, arm: Arm, exp: str) -> bool:
+        """Whether an override holds for an experiment: no method's settings add it to the baseline, or to a choice."""
+        is_named = arm == "search" and exp == self.exp
+        return is_named or (method := method_of(override)) is None or method in self.methods[exp]
+
+    def experiments(self, arm: Arm) -> list[str]:
+        """Those of an arm: one, or the choices of the search."""
+        given = self._given(arm)
+        entries = self.space.space.get("exp", []) if given is None else []
+        return [given] if given else [str(value) for entry in entries for value in entry.extremes]
+
+    @cached_property
+    def methods(self) -> dict[str, list[str]]:
+        """The methods of each experiment, as its file has them."""
+        known = set(spec.names())
+        asked = {name for arm in self.space.arms for name in self.experiments(arm)}
+        return {name: list(spec.load(name).methods) for name in sorted(asked & known)}
 
     @property
     def measures_latency(self) -> bool:
@@ -75,6 +96,12 @@ class Plan:
         return [composing.override(key, value) for key, value in chosen.items() if key != "exp"]
 
 
+def method_of(override: str) -> str | None:
+    """The method whose settings an override gives, or removes; None: it is about something else."""
+    section, _, rest = override.lstrip("~+").split("=", 1)[0].partition(".")
+    return rest.split(".")[0] if section == "methods" and rest else None
+
+
 def check(space: SearchSpace, exp: str | None, overrides: list[str]) -> Plan:
     """Hold a search space against the experiments: every choice, and both ends of every range, make a valid spec.
 
@@ -82,18 +109,19 @@ def check(space: SearchSpace, exp: str | None, overrides: list[str]) -> Plan:
         SpecError: with everything that is wrong, before anything heavy is imported.
     """
     plan = Plan(space, exp, overrides)
-    if (exp is None) == ("exp" not in space.space):
-        what = "which experiment?" if exp is None else "the search chooses the experiment"
-        fix = f"exp=<name>; known: {', '.join(spec.names())}" if exp is None else f"leave out exp={exp}"
-        raise SpecError(what, where=f"sweep={space.name}", fix=fix)
-    problems = [
-        f"{override}: {key} is searched: leave it out, or choose another space"
-        for override in overrides
-        if (key := override.lstrip("~+").split("=", 1)[0]) in space.space
-    ]
+    _check_exp(plan)
+    problems = [*_check_overrides(plan), *_check_experiments(plan)]
+    known = set(problems)
     for arm in space.arms:
-        for parameter, chosen in _cases(space, arm):
-            problems += _check_case(plan, arm, parameter, chosen)
+        right: list[dict[str, Any]] = []
+        for parameter in space.parameters(arm):
+            told = _check_key(plan, arm, parameter)
+            for chosen in () if told else _cases(space, arm, parameter):
+                if chosen not in right:
+                    found = _check_case(plan, arm, parameter, chosen, known)
+                    told += found
+                    right += [] if found else [chosen]
+            problems += told
     if not problems:
         problems = _check_metrics(plan)
     if problems:
@@ -101,39 +129,83 @@ def check(space: SearchSpace, exp: str | None, overrides: list[str]) -> Plan:
     return plan
 
 
+def _check_exp(plan: Plan) -> None:
+    space, exp, is_searched = plan.space, plan.exp, "exp" in plan.space.space
+    if exp is None and not is_searched:
+        fix = f"exp=<name>; known: {', '.join(spec.names())}"
+        raise SpecError("which experiment?", where=f"sweep={space.name}", fix=fix)
+    if exp is not None and is_searched:
+        raise SpecError("the search chooses the experiment", where=f"exp={exp}", fix="leave it out")
+    if exp is not None and exp not in spec.names():
+        spec.load(exp)
+    if space.baseline and space.baseline.exp not in spec.names():
+        what = f"baseline.exp: no experiment is called '{space.baseline.exp}'"
+        hint = did_you_mean(space.baseline.exp, spec.names())
+        raise SpecError(f"{what}; {hint}", where=space.place(["baseline", "exp"]))
+
+
+def _check_overrides(plan: Plan) -> Iterator[str]:
+    """What is wrong with overrides of the command line: searched keys, methods of no experiment."""
+    searched = {one.key for arm in plan.space.arms for one in plan.space.parameters(arm)}
+    for override in plan.overrides:
+        key = override.lstrip("~+").split("=", 1)[0]
+        if near := [one for one in searched if one == key or one.startswith(f"{key}.") or key.startswith(f"{one}.")]:
+            yield f"{override}: {min(near)} is searched: leave it out, or choose another space"
+        if (
+            plan.exp is None
+            and (method := method_of(override))
+            and not any(method in of for of in plan.methods.values())
+        ):
+            yield f"{override}: no experiment of this search has {method}: leave it out"
+
+
+def _check_experiments(plan: Plan) -> Iterator[str]:
+    """What is wrong before anything is chosen."""
+    for arm in plan.space.arms:
+        for exp in plan.experiments(arm):
+            try:
+                if exp in spec.names():
+                    plan.spec(arm, {"exp": exp})
+            except SpecError as error:
+                yield from str(error).splitlines()
+
+
 def _check_metrics(plan: Plan) -> list[str]:
     """What is wrong with what the study looks at."""
-    space, file = plan.space, f"{plan.space.name}.yaml"
+    space = plan.space
     first = plan.spec("search", plan.first("search"))
     known = [*(f"validation/{key}" for name in first.metrics for key in registry.produces(name)), *_RECORDED]
-    asked = {f"objective: {one.metric}": one.metric for one in space.objective}
-    asked |= {f"constraints.{metric}": metric for metric in space.constraints}
+    asked = [(["objective", str(i), "metric"], one.metric) for i, one in enumerate(space.objective)]
+    asked += [(["constraints", metric], metric) for metric in space.constraints]
     problems = [
-        f"{file}: {place}: it is never recorded; {did_you_mean(metric, known)}"
-        for place, metric in asked.items()
+        f"{space.place(path)}: {path[0]}: {metric} is never recorded; {did_you_mean(metric, known)}"
+        for path, metric in asked
         if metric not in known
     ]
     if not space.objective[0].metric.startswith("validation/"):
-        problems.append(f"{file}: objective: the first one is a score, validation/<name>")
-    if space.workers > 1 and any(metric.startswith("latency/") for metric in asked.values()):
-        problems.append("workers: latency cannot be measured while other workers use the same machine")
+        problems.append(
+            f"{space.place(['objective', '0', 'metric'])}: objective: the first one is a score, validation/<name>"
+        )
+    if space.workers > 1 and any(metric.startswith("latency/") for _, metric in asked):
+        problems.append(
+            f"{space.place(['workers'])}: workers: latency cannot be measured while other workers use the same machine"
+        )
     if space.confirm and (again := set(space.confirm.seeds) & set(first.seeds)):
-        problems.append(f"{file}: confirm.seeds: {min(again)} is not fresh, the search uses it")
+        problems.append(
+            f"{space.place(['confirm', 'seeds'])}: confirm.seeds: {min(again)} is not fresh, the search uses it"
+        )
     return problems
 
 
-def _cases(space: SearchSpace, arm: Arm) -> Iterator[tuple[Parameter, dict[str, Any]]]:
-    """Every extreme of every parameter, within a configuration in which it applies."""
-    for parameter in space.parameters(arm):
-        wanted = _conditions(space, arm, parameter)
-        for value in parameter.distribution.extremes:
-            given = {
-                other.name: wanted.get(other.key, other.distribution.extremes[0]) for other in space.parameters(arm)
-            }
-            given[parameter.name] = value
-            chosen = space.choose(arm, partial(_of, given))
-            if parameter.key in chosen:
-                yield parameter, chosen
+def _cases(space: SearchSpace, arm: Arm, parameter: Parameter) -> Iterator[dict[str, Any]]:
+    """A configuration for every extreme of a parameter, in which it applies."""
+    wanted = _conditions(space, arm, parameter)
+    for value in parameter.distribution.extremes:
+        given = {other.name: wanted.get(other.key, other.distribution.extremes[0]) for other in space.parameters(arm)}
+        given[parameter.name] = value
+        chosen = space.choose(arm, partial(_of, given))
+        if parameter.key in chosen:
+            yield chosen
 
 
 def _of(given: dict[str, Any], parameter: Parameter) -> Any:
@@ -149,37 +221,70 @@ def _conditions(space: SearchSpace, arm: Arm, parameter: Parameter) -> dict[str,
     return wanted
 
 
-def _check_case(plan: Plan, arm: Arm, parameter: Parameter, chosen: dict[str, Any]) -> list[str]:
-    key = parameter.key
-    section = "baseline.space" if arm == "baseline" else "space"
-    place = yaml_source.Places([yaml_source.read(SPACES / f"{plan.space.name}.yaml")], []).of([section, key])
+def _check_key(plan: Plan, arm: Arm, parameter: Parameter) -> list[str]:
+    """What is wrong with a parameter, whatever its value."""
+    key, method = parameter.key, method_of(parameter.key)
     if key != "exp" and any(key == own or key.startswith(f"{own}.") for own in _OF_THE_STUDY):
-        return [f"{place}: {section}.{key}: all trials of a study share it; make one study for each value"]
-    if key == "exp" and chosen["exp"] not in spec.names():
-        return [f"{place}: {section}.exp: no experiment is called so; {did_you_mean(chosen['exp'], spec.names())}"]
-    if key.startswith("methods.") and "exp" in chosen:
-        without = {name: value for name, value in chosen.items() if not name.startswith("methods.")}
-        if (method := key.split(".")[1]) not in plan.spec(arm, without).methods:
-            what = f"{chosen['exp']} has no {method}: the trial would add it; give it a `when: {{exp: ...}}`"
-            return [f"{place}: {section}.{key}: {what}"]
+        return [f"{_named_place(plan, arm, parameter)}: all trials of a study share it; make one study for each value"]
+    if key == "exp" and arm == "baseline":
+        return [f"{_named_place(plan, arm, parameter)}: a baseline is one experiment; name it in baseline.exp"]
+    if method and plan.exp is None and arm == "search":
+        without = [exp for exp in _experiments(plan, parameter) if method not in plan.methods.get(exp, [method])]
+        if without:
+            what = f"{', '.join(without)} without {method}: the trial would add it; give it a `when: {{exp: ...}}`"
+            return [f"{_named_place(plan, arm, parameter)}: {what}"]
+    return []
+
+
+def _experiments(plan: Plan, parameter: Parameter) -> list[str]:
+    """The choices of `exp` with which a parameter applies."""
+    found = plan.experiments("search")
+    for key, value in parameter.distribution.when.items():
+        above = [one for one in plan.space.parameters("search") if one.key == key and key != "exp"]
+        allowed = {exp for one in above for exp in _experiments(plan, one)} or set(as_list(value))
+        found = [exp for exp in found if exp in allowed]
+    return found
+
+
+def _check_case(plan: Plan, arm: Arm, parameter: Parameter, chosen: dict[str, Any], known: set[str]) -> list[str]:
+    """What is wrong with one value of a parameter; lines that are `known` are wrong without it too."""
+    key, exp = parameter.key, str(chosen.get("exp", plan.experiments(arm)[0]))
+    if exp not in spec.names():
+        hint = did_you_mean(exp, spec.names())
+        return [f"{_named_place(plan, arm, parameter)}: no experiment is called '{exp}'; {hint}"] * (key == "exp")
     try:
         plan.spec(arm, chosen)
     except SpecError as error:
-        others = {f"{word}:" for word in plan.words({k: v for k, v in chosen.items() if k != key})}
-        own = [line for line in str(error).splitlines() if not any(word in line for word in others)]
-        return [f"{place}: {section}.{key}: {line}" for line in own]  # the others are told where they are tried
+        own = composing.override(key, chosen[key])
+        others = tuple(f"{word}: " for word in plan.words(chosen) if word != own)  # told where they are tried
+        lines = [line for line in str(error).splitlines() if line not in known and not line.startswith(others)]
+        return [_without(line, own, _named_place(plan, arm, parameter), key) for line in lines]
     return []
+
+
+def _named_place(plan: Plan, arm: Arm, parameter: Parameter) -> str:
+    """Such as `lora_rank.yaml:6: space.methods.lora.rank`."""
+    section, key = "baseline.space" if arm == "baseline" else "space", parameter.key
+    number = next(i for i, one in enumerate(plan.space.entries(arm)[key]) if one is parameter.distribution)
+    return f"{plan.space.place([*section.split('.'), key, str(number)])}: {section}.{key}"
+
+
+def _without(line: str, own: str, place: str, key: str) -> str:
+    """What a spec says of a value, at the place of its range instead of the override that nobody has typed."""
+    if line.startswith(f"{own}: {key}"):
+        return place + line.removeprefix(f"{own}: {key}")
+    return f"{place}: with {own.partition('=')[2]}: {line}"
 
 
 def render(plan: Plan) -> str:
     """What a study would do, for `--plan`."""
     space, lines = plan.space, [f"study {plan.name}", plan.space.story, ""]
     for arm in space.arms:
-        exp = space.baseline.exp if arm == "baseline" and space.baseline else plan.exp or "chosen by the search"
+        exp = plan.experiments(arm)[0] if len(plan.experiments(arm)) == 1 else "experiments that the search chooses"
         lines.append(f"{arm}: {space.trials or 'as many as fit'} trials of {exp}")
         for parameter in space.parameters(arm):
             of = parameter.distribution
-            when = f"  when {of.when}" if of.when else ""
+            when = "".join(f"  when {key} = {_either(value)}" for key, value in of.when.items())
             step = f", step {of.step:g}" if of.step else ""
             lines.append(f"  {parameter.key}: {of.kind} {list(getattr(of, of.kind))}{step}{when}")
     goals = ", ".join(f"{one.direction} {one.metric}" for one in space.objective)
@@ -190,6 +295,10 @@ def render(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def _either(value: Any) -> str:
+    return " or ".join(map(str, as_list(value)))
+
+
 def _named(chosen: dict[str, dict[str, Any]]) -> str:
     return " ".join(f"{name} {settings or ''}".strip() for name, settings in chosen.items())
 
@@ -197,20 +306,17 @@ def _named(chosen: dict[str, dict[str, Any]]) -> str:
 def definition(plan: Plan) -> dict[str, Any]:
     """What makes a study that study: it cannot go on with another one. Its size and its engine may change."""
     space = plan.space.model_dump(mode="json", exclude=set(_FREE), exclude_none=True)
-    arms = {arm: plan.spec(arm, plan.first(arm)) for arm in plan.space.arms}
-    shared = {arm: _shared_settings(plan, arm, made) for arm, made in arms.items()}
+    shared = {arm: {exp: _shared(plan, arm, exp) for exp in plan.experiments(arm)} for arm in plan.space.arms}
     return {"space": plan.space.name, "exp": plan.exp, "definition": space, "spec": shared}
 
 
-def _shared_settings(plan: Plan, arm: Arm, made: Spec) -> dict[str, Any]:
-    """Every setting of the spec that trials do not choose."""
-    searched = {parameter.key for parameter in plan.space.parameters(arm)}
-    kept = {} if "exp" in searched else made.flat()
-    places = ("output", "tracking")
+def _shared(plan: Plan, arm: Arm, exp: str) -> dict[str, Any]:
+    """Every setting of an experiment that trials do not choose."""
+    searched = [parameter.key for parameter in plan.space.parameters(arm)]
     return {
         key: value
-        for key, value in kept.items()
-        if not any(key == own or key.startswith(f"{own}.") for own in (*searched, *places))
+        for key, value in plan.spec(arm, {"exp": exp}).flat().items()
+        if not any(key == own or key.startswith(f"{own}.") for own in (*searched, "output", "tracking"))
     }
 
 

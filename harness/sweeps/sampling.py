@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,23 +33,31 @@ _PRUNERS: dict[str, Any] = {
 
 
 def check(space: SearchSpace) -> None:
-    """Raise SpecError for a setting that the sampler or the pruner does not have, or not with this value."""
-    _check_settings("sampler", space.sampler, _SAMPLERS)
-    _check_settings("pruner", space.pruner, _PRUNERS)
+    """Raise SpecError for settings that the sampler or the pruner does not have, or not so; all at once."""
+    problems = [
+        *_setting_problems(space, "sampler", space.sampler, _SAMPLERS),
+        *_setting_problems(space, "pruner", space.pruner, _PRUNERS),
+    ]
+    if problems:
+        raise SpecError("\n".join(problems))
 
 
-def _check_settings(kind: str, chosen: dict[str, dict[str, Any]], classes: dict[str, Any]) -> None:
+def _setting_problems(
+    space: SearchSpace, kind: str, chosen: dict[str, dict[str, Any]], classes: dict[str, Any]
+) -> Iterator[str]:
     ((name, settings),) = chosen.items()
     known = set(inspect.signature(classes[name]).parameters) - {"seed", "constraints_func", "search_space"}
-    for key in settings:
-        if key not in known or name == "grid":
-            fix = did_you_mean(key, known) if name != "grid" else "a grid has no settings"
-            raise SpecError(f"unknown key `{key}`", where=f"{kind}.{name}", fix=fix)
+    known = set() if name == "grid" else known
+    unknown = [key for key in settings if key not in known]
+    for key in unknown:
+        place = space.place([kind, name, key])
+        yield f"{place}: {kind}.{name}.{key}: unknown key; {did_you_mean(key, known)}"
     try:
         with quietly():
-            classes[name](**settings)
+            classes[name](**{key: value for key, value in settings.items() if key in known})
     except (TypeError, ValueError, ImportError) as error:
-        raise SpecError(str(error).splitlines()[0], where=f"{kind}.{name}") from None
+        told = (str(error) or type(error).__name__).splitlines()[0]
+        yield f"{space.place([kind, name])}: {kind}.{name}: {told}"
 
 
 def sampler(space: SearchSpace, parameters: list[Parameter], stage: str, number: int) -> optuna.samplers.BaseSampler:
@@ -75,31 +82,32 @@ def pruner(space: SearchSpace) -> optuna.pruners.BasePruner:
     return found
 
 
-def suggest(trial: optuna.Trial, parameter: Parameter, cell: dict[str, Any] | None) -> Any:
-    """The sampler's value for a setting, or that of a grid's cell."""
+def suggest(trial: optuna.Trial, parameter: Parameter) -> Any:
+    """The sampler's value for a setting, or the one that the trial was begun with."""
     name, kind = parameter.name, parameter.distribution
     if kind.choice is not None:
-        labels = {_label(value): value for value in kind.choice}
-        given = [_label(cell[name])] if cell else list(labels)
-        return labels[trial.suggest_categorical(name, given)]
+        return kind.labels[trial.suggest_categorical(name, list(kind.labels))]
     low, high = getattr(kind, kind.kind)
-    if cell:
-        low = high = cell[name]
+    is_log = kind.scale == "log"
     if kind.kind.startswith("int"):
-        step = 1 if cell or kind.step is None else int(kind.step)
-        return trial.suggest_int(name, low, high, step=step, log=kind.scale == "log" and not cell)
-    return trial.suggest_float(name, low, high, step=None if cell else kind.step, log=kind.scale == "log" and not cell)
+        return trial.suggest_int(name, low, high, step=int(kind.step or 1), log=is_log)
+    return trial.suggest_float(name, low, high, step=kind.step, log=is_log)
 
 
-def _label(value: Any) -> Any:
-    """A choice as Optuna keeps it: scalars as they are, lists and maps as JSON."""
-    return value if value is None or isinstance(value, str | int | float | bool) else json.dumps(value, sort_keys=True)
+def fixed(parameters: list[Parameter], cell: dict[str, Any]) -> dict[str, Any]:
+    """What a trial is begun with so that `suggest` says the values of a grid's cell."""
+    choices = {one.name: one.distribution.labels for one in parameters}
+    return {
+        name: next((label for label, choice in choices[name].items() if choice == value), value)
+        for name, value in cell.items()
+    }
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without Optuna's notices that something is experimental."""
+    """Without Optuna's notices that something is experimental, or that few trials say little of importances."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", message=".*[Ii]mportance")
         warnings.filterwarnings("ignore", message=".*[Hh]eartbeat of storage is supposed")
         yield

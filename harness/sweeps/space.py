@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from harness import composing, spec, yaml_source
 from harness.errors import SpecError, did_you_mean
@@ -55,8 +55,8 @@ class Distribution(Settings):
             raise ValueError(f"exactly one of {', '.join(_KINDS)} is needed")
         kind = given[0]
         if kind == "choice":
-            if len({json.dumps(value, sort_keys=True) for value in self.choice or ()}) < len(self.choice or ()):
-                raise ValueError("the choices are distinct")
+            if len(self.labels) < len(self.choice or ()):
+                raise ValueError("the choices are distinct (and 1, 1.0 and true are the same)")
         else:
             low, high = getattr(self, kind)
             if low >= high or (low <= 0 and "log" in kind):
@@ -71,6 +71,15 @@ class Distribution(Settings):
     def kind(self) -> str:
         """Which of the five."""
         return next(kind for kind in _KINDS if getattr(self, kind) is not None)
+
+    @property
+    def labels(self) -> dict[Any, Any]:
+        """The choices by what Optuna keeps of them: scalars as they are, lists and maps as JSON."""
+        scalars = (str, int, float, bool, type(None))
+        return {
+            value if isinstance(value, scalars) else json.dumps(value, sort_keys=True): value
+            for value in self.choice or ()
+        }
 
     @property
     def scale(self) -> str:
@@ -193,6 +202,8 @@ class SearchSpace(Settings):
     """ray: the workers are Ray's, on whatever machines its cluster has."""
     resources: Resources = Resources()
 
+    _places: yaml_source.Places | None = PrivateAttr(None)
+
     @field_validator("objective", mode="before")
     @classmethod
     def _several(cls, objective: Any) -> Any:
@@ -213,26 +224,37 @@ class SearchSpace(Settings):
 
     @model_validator(mode="after")
     def _alive(self) -> Self:
-        """Refuse settings that do not go together."""
+        """Refuse settings that do not go together, all at once: one line each, which begins with its key."""
+        problems = [*self._engine_problems(), *_condition_problems("space", self.space)]
+        problems += _condition_problems("baseline.space", self.baseline.space) if self.baseline else []
+        if self.trials is None and self.minutes is None and "grid" not in self.sampler:
+            problems.append("trials: say how many, or for how many minutes")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _engine_problems(self) -> Iterator[str]:
         ((sampler, _),), ((pruner, _),) = self.sampler.items(), self.pruner.items()
         for key, name, known in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
             if name not in known:
-                raise ValueError(f"{key}: no {key} is called '{name}'; {did_you_mean(name, known)}")
+                yield f"{key}: no {key} is called '{name}'; {did_you_mean(name, known)}"
         if len(self.objective) > 1 and pruner != "none":
-            raise ValueError("pruner: with several objectives nothing can be pruned; say none")
-        if len(self.objective) > 1 and sampler in ("cmaes",):
-            raise ValueError("sampler: cmaes has one objective; tpe, gp and nsga2 take several")
-        for space in (self.space, self.baseline.space if self.baseline else {}):
-            _check_conditions(space)
-            kinds = {distribution.kind for entries in space.values() for distribution in entries}
-            if sampler == "cmaes" and "choice" in kinds:
-                raise ValueError("sampler: cmaes samples numbers only; use tpe where there are choices")
-            conditional = any(distribution.when for entries in space.values() for distribution in entries)
-            if sampler in ("cmaes", "gp") and conditional:
-                raise ValueError(f"sampler: {sampler} knows no conditions (`when`); use tpe, random or nsga2")
-        if self.trials is None and sampler != "grid" and self.minutes is None:
-            raise ValueError("trials: say how many, or for how many minutes")
-        return self
+            yield "pruner: with several objectives nothing can be pruned; say none"
+        if len(self.objective) > 1 and sampler == "cmaes":
+            yield "sampler: cmaes has one objective; tpe, gp and nsga2 take several"
+        entries = [one for arm in self.arms for parameters in self.entries(arm).values() for one in parameters]
+        if sampler == "cmaes" and any(one.kind == "choice" for one in entries):
+            yield "sampler: cmaes samples numbers only; use tpe where there are choices"
+        if sampler in ("cmaes", "gp") and any(one.when for one in entries):
+            yield f"sampler: {sampler} knows no conditions (`when`); use tpe, random or nsga2"
+
+    def entries(self, arm: Arm) -> Space:
+        """What is searched, by key."""
+        return self.baseline.space if arm == "baseline" and self.baseline else self.space
+
+    def place(self, path: list[str]) -> str:
+        """Where a setting of the study was given: `lora_rank.yaml:7`, or the override as typed."""
+        return self._places.of(path) if self._places else f"{self.name}.yaml"
 
     @property
     def arms(self) -> list[Arm]:
@@ -241,9 +263,8 @@ class SearchSpace(Settings):
 
     def parameters(self, arm: Arm) -> list[Parameter]:
         """What is searched, in the order of the file: conditions name earlier keys."""
-        space = self.baseline.space if arm == "baseline" and self.baseline else self.space
         found = []
-        for key, entries in space.items():
+        for key, entries in self.entries(arm).items():
             for entry in entries:
                 told = ",".join(f"{key}={json.dumps(value)}" for key, value in entry.when.items())
                 found.append(Parameter(key, f"{key}[{told}]" if len(entries) > 1 else key, entry))
@@ -290,31 +311,39 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+def _is_nested(value: Any) -> bool:
+    return bool(value) and all(isinstance(one, dict) for one in as_list(value))
+
+
 def _flattened(space: Any, prefix: str = "") -> Any:
     """A space with one entry per dotted key, however deep an override has nested it; each entry a list."""
     if not isinstance(space, dict):
         return space
     flat: dict[str, Any] = {}
     for key, value in space.items():
-        if isinstance(value, dict) and value and not value.keys() & set(Distribution.model_fields):
+        if isinstance(value, dict) and value and all(map(_is_nested, value.values())):
             flat |= _flattened(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = as_list(value)
     return flat
 
 
-def _check_conditions(space: Space) -> None:
-    """Raise ValueError for a condition on a key that is not searched above, or for ranges that could both apply."""
-    above: set[str] = set()
+def _condition_problems(section: str, space: Space) -> Iterator[str]:
+    """A line for each condition that can never hold, and for ranges of a key that could both apply."""
+    above: dict[str, list[Any]] = {}
     for key, entries in space.items():
-        for entry in entries:
-            if unknown := entry.when.keys() - above:
-                raise ValueError(f"space.{key}: `when` names {min(unknown)}, which is not searched above it")
+        conditions = [pair for entry in entries for pair in entry.when.items()]
+        for name, wanted in conditions:
+            if name not in above:
+                yield f"{section}.{key}: `when` names {name}, which is not searched above it"
+            elif never := [value for value in as_list(wanted) if value not in above[name]]:
+                hint = did_you_mean(str(never[0]), map(str, above[name])) if above[name] else "it has a range"
+                yield f"{section}.{key}: `when` asks for {name} = {never[0]}, which is no value of it; {hint}"
         for one, other in itertools.combinations(entries, 2):
             common = one.when.keys() & other.when.keys()
             if not any(not _shared(one.when[name], other.when[name]) for name in common):
-                raise ValueError(f"space.{key}: two of its ranges can apply at once; give them conditions")
-        above.add(key)
+                yield f"{section}.{key}: two of its ranges can apply at once; give them conditions"
+        above[key] = [value for entry in entries for value in entry.values or ()]
 
 
 def _shared(one: Any, other: Any) -> list[Any]:
@@ -340,14 +369,26 @@ def load(name: str, overrides: list[str] | None = None) -> SearchSpace:
         raise SpecError(f"no search space is called '{name}'", where=f"sweep={name}", fix=did_you_mean(name, names()))
     source = yaml_source.read(SPACES / f"{name}.yaml")
     composed = composing.compose(SPACES, name, overrides or [])
+    places = yaml_source.Places([source], overrides or [])
     try:
         told = spec.comment(SPACES / f"{name}.yaml")
-        return SearchSpace.model_validate({**composed, "name": name, "story": told})
+        found = SearchSpace.model_validate({**composed, "name": name, "story": told})
     except ValidationError as error:
-        places = yaml_source.Places([source], overrides or [])
-        found = [{**one, "loc": [part for part in one["loc"] if isinstance(part, str)]} for one in error.errors()]
-        lines = [spec.explain(problem, places, _siblings) for problem in found]
+        problems = [one for problem in error.errors() for one in _single(problem, source)]
+        lines = [spec.explain(problem, places, _siblings) for problem in problems]
         raise SpecError("\n".join(dict.fromkeys(lines))) from None
+    found._places = places
+    return found
+
+
+def _single(problem: Any, source: yaml_source.Source) -> Iterator[Any]:
+    """One problem for each line of the message; the number of a range only where the file has several of them."""
+    path: list[str] = []
+    for part in problem["loc"]:
+        if isinstance(part, str) or ".".join([*path, str(part)]) in source.lines:
+            path.append(str(part))
+    for line in problem["msg"].splitlines():
+        yield {**problem, "loc": path, "msg": line}
 
 
 def is_setting(override: str) -> bool:

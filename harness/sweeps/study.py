@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -267,18 +268,20 @@ class Study:
                 return None
             study = self._load(stage)
             study_id = self._storage.get_study_id_from_name(self._name(stage))
-            template = optuna.create_trial(state=TrialState.WAITING, user_attrs=self._grid_cell(stage, trials))
+            template = optuna.create_trial(state=TrialState.WAITING, **self._grid_cell(stage, trials))
             trial_id = self._storage.create_new_trial(study_id, template_trial=template)
             return self._take(stage, study._storage.get_trial(trial_id))
 
     def _grid_cell(self, stage: str, trials: list[FrozenTrial]) -> dict[str, Any]:
-        """The next configuration of a grid, in an order drawn once."""
+        """A trial that begins with the next configuration of a grid, in an order drawn once."""
         if "grid" not in self.space.sampler:
             return {}
         cells = [json.dumps(cell, sort_keys=True) for cell in self.space.grid(arm_of(stage))]
         cells.sort(key=lambda cell: hashlib.sha256(f"{self.space.sampler_seed} {cell}".encode()).digest())
         done = {trial.user_attrs.get("cell") for trial in trials}
-        return {"cell": next(cell for cell in cells if cell not in done)}
+        cell = next(cell for cell in cells if cell not in done)
+        given = sampling.fixed(self.space.parameters(arm_of(stage)), json.loads(cell))
+        return {"user_attrs": {"cell": cell}, "system_attrs": {"fixed_params": given}}
 
     def _take(self, stage: str, found: FrozenTrial) -> Claim | None:
         """Claim a trial that waits or was left behind; None: another process has it, or it was killed too often."""
@@ -304,8 +307,7 @@ class Study:
         trial = optuna.Trial(self._load(stage, first), trial_id)
         given, chosen = dict(found.user_attrs.get("given", {})), {}
         if stage != "confirm":
-            cell = json.loads(found.user_attrs.get("cell", "null"))
-            chosen = self.space.choose(arm_of(stage), lambda one: sampling.suggest(trial, one, cell))
+            chosen = self.space.choose(arm_of(stage), partial(sampling.suggest, trial))
             self._storage.set_trial_user_attr(trial_id, "chosen", chosen)
         return Claim(stage, first, chosen, given, attempts, trial, lease)
 
@@ -369,7 +371,8 @@ class Study:
         """
         study, target = self._load("search"), None
         if len(self.space.objective) > 1:
-            target = lambda trial: trial.values[0]  # noqa: E731 - Optuna asks for a function
+            sign = -1 if self.space.objective[0].direction == "maximize" else 1
+            target = lambda trial: sign * trial.values[0]  # noqa: E731 - with a target, Optuna takes low for good
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", UserWarning)  # so it says that the trials are too few
