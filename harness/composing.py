@@ -51,7 +51,7 @@ def override(key: str, value: Any) -> str:
 
     Args:
         key: dotted.
-        value: None, bool, int, float, str, or lists and maps of them.
+        value: None, bool, int, float, str, or lists and maps of them, maps with names as keys (`true` is none).
     """
     return f"{key}={_written(value)}"
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
 from harness import composing, spec, yaml_source
 from harness.errors import SpecError, did_you_mean
@@ -189,7 +189,7 @@ class SearchSpace(Settings):
     constraints: dict[str, float] = Field(default={})
     """Metric -> largest value; a trial beyond it is never the best, and the sampler learns from it."""
     confirm: Confirm | None = None
-    study: str | None = Field(default=None, pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
+    study: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")
     """Its name. None: that of the space, and of the experiment."""
     storage: str | None = None
     """Where Optuna keeps it. None: a journal file in the study's folder; for several machines
@@ -216,11 +216,16 @@ class SearchSpace(Settings):
 
     @field_validator("sampler", "pruner", mode="before")
     @classmethod
-    def _named(cls, chosen: Any) -> Any:
+    def _named(cls, chosen: Any, info: ValidationInfo) -> Any:
         found = {chosen: {}} if isinstance(chosen, str) else chosen
-        if isinstance(found, dict) and len(found) != 1:
+        if not isinstance(found, dict):
+            return found
+        if len(found) != 1:
             raise ValueError("name exactly one")
-        return {name: settings or {} for name, settings in found.items()} if isinstance(found, dict) else found
+        (name, settings), known = *found.items(), SAMPLERS if info.field_name == "sampler" else PRUNERS
+        if name not in known:
+            raise ValueError(f"no {info.field_name} is called so; {did_you_mean(str(name), known)}")
+        return {name: settings or {}}
 
     @model_validator(mode="after")
     def _alive(self) -> Self:
@@ -235,9 +240,6 @@ class SearchSpace(Settings):
 
     def _engine_problems(self) -> Iterator[str]:
         ((sampler, _),), ((pruner, _),) = self.sampler.items(), self.pruner.items()
-        for key, name, known in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
-            if name not in known:
-                yield f"{key}: no {key} is called '{name}'; {did_you_mean(name, known)}"
         if len(self.objective) > 1 and pruner != "none":
             yield "pruner: with several objectives nothing can be pruned; say none"
         if len(self.objective) > 1 and sampler == "cmaes":
