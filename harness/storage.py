@@ -138,11 +138,14 @@ class RunLock:
         self._descriptor: int | None = None
         self._released = threading.Event()
 
-    def acquire(self) -> None:
-        """Take the lock. Raises UserError, naming the owner, if another process has it; StorageError."""
+    def acquire(self, attempts: int = 5) -> None:
+        """Take the lock. Raises UserError, naming the owner, if another process has it; StorageError.
+
+        `attempts`: somebody who only looks whether it is free has it for a moment; 1 where nobody does.
+        """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = self._open()
+            descriptor = self._open(attempts)
             owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(owner).encode(), 0)
@@ -160,9 +163,8 @@ class RunLock:
         if self.path.exists():
             os.close(self._open())
 
-    def _open(self) -> int:
+    def _open(self, attempts: int = 5) -> int:
         """The lock's file, locked. Raises UserError, OSError."""
-        attempts = 0
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
@@ -171,11 +173,11 @@ class RunLock:
                     self._refuse_living(here_too=not has_flock)
                     return descriptor
             except BlockingIOError:  # locked
-                attempts += 1
-                if attempts == 5:
+                attempts -= 1
+                if attempts == 0:
                     os.close(descriptor)
                     raise self._owned(self.owner()) from None
-                time.sleep(0.05)  # somebody may only be looking whether it is free
+                time.sleep(0.05)
             except BaseException:
                 os.close(descriptor)
                 raise

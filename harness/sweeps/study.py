@@ -3,24 +3,26 @@
 The search and its baseline are two Optuna studies in one storage, what is confirmed a third one, so that each sampler
 and pruner sees its own trials. Several processes may work on them. One at a time takes a trial, under a lock of all
 (a file beside the journal; an advisory lock of PostgreSQL), so that their number is exact. A trial whose process was
-killed is taken up again: on one machine the system frees the lease of a dead process at once; through a database its
-heartbeats stop. The sampler is made anew for each trial, seeded by the trial's number, so that a study that was stopped
-goes on as if it had not been (with one worker).
+killed is taken up again, under its number: on one machine the system frees the lease of a dead process at once; through
+PostgreSQL its heartbeats stop too. A process that was only out of reach finds its trial taken, and leaves it. The
+sampler is made anew for each trial, seeded by the trial's number, so that a study that was stopped goes on as if it had
+not been (with one worker).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import re
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import optuna
 from filelock import FileLock
@@ -37,9 +39,8 @@ from harness.sweeps.trials import Arm, State, TrialRecord
 _STAGES: tuple[str, ...] = ("search", "baseline", "confirm")
 _ATTEMPTS = 3
 """A trial whose process was killed so often is given up."""
-_LOOK_SECONDS = 5.0
-"""How often a process looks for trials that others left behind."""
-_ADVISORY_LOCK = 0x6861726E65737300
+_MISSED_BEATS = 3
+"""A trial whose process was not seen for so long is taken up by another one."""
 _EFFORT = "memory and time"
 """The constraint that a trial breaks which runs out of either."""
 _PATIENCE = (1, 2, 4, 8, 15, 30)
@@ -51,6 +52,7 @@ _STATES: dict[TrialState, State] = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
 }
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Claim:
 
     stage: str
     number: int
-    """Of the trial in its stage; one that is taken up again keeps the first one's."""
+    """Of the trial in its stage."""
     chosen: dict[str, Any]
     """Dotted key -> value."""
     given: dict[str, Any]
@@ -73,24 +75,35 @@ class Claim:
 class _Lease:
     """Shows that this process works on a trial, until it is released or the process dies."""
 
-    def __init__(self, storage: Any, trial_id: int, lock: RunLock | None, seconds: int) -> None:
+    def __init__(self, lock: RunLock, beat: Callable[[], None] | None, seconds: int) -> None:
+        """`beat` shows it to other machines."""
         self._lock, self._released = lock, threading.Event()
-        if lock is None:
+        if beat:
+            threading.Thread(target=self._beat, args=(beat, seconds), name="heartbeat", daemon=True).start()
 
-            def beat() -> None:
-                while True:
-                    with suppress(Exception):  # the database may be away for a while
-                        storage.record_heartbeat(trial_id)
-                    if self._released.wait(seconds):
-                        return
-
-            threading.Thread(target=beat, name="heartbeat", daemon=True).start()
+    def _beat(self, beat: Callable[[], None], seconds: int) -> None:
+        while not self._released.wait(seconds):
+            with suppress(Exception):  # the database may be away for a while
+                beat()
 
     def release(self) -> None:
         """Give it back; may be repeated."""
         self._released.set()
-        if self._lock:
-            self._lock.release()
+        self._lock.release()
+
+
+def _patient(method: _Method) -> _Method:
+    """A storage that does not answer is asked again, for a minute."""
+
+    @functools.wraps(method)
+    def asking(*args: Any, **kwargs: Any) -> Any:
+        for pause in _PATIENCE:
+            with suppress(StorageError):
+                return method(*args, **kwargs)
+            time.sleep(pause)
+        return method(*args, **kwargs)
+
+    return cast(_Method, asking)
 
 
 class Study:
@@ -115,11 +128,9 @@ class Study:
         self.url = self.space.storage
         _refuse(self.url, self.space)
         folder.mkdir(parents=True, exist_ok=True)
-        self._journal = self.url is None
-        self._looked: dict[str, float] = {}
-        with _reaching(self.shown_storage):
-            self._storage: Any = self._open()
+        self._beats = (self.url or "").startswith("postgresql")
         with _reaching(self.shown_storage), sampling.quietly(), self._alone():
+            self._storage: Any = self._open()
             self._begin()
 
     @property
@@ -127,23 +138,18 @@ class Study:
         """Where it is kept, as `optuna-dashboard` is told; without a password."""
         if self.url is None:
             return str(self.folder / "journal.log")
-        head, at, tail = self.url.rpartition("@")
-        user = head.rpartition(":")[0] if at and head.count(":") > 1 else head
-        return f"{user}{at}{tail}"
+        return re.sub(r"(?<=[?&])password=[^&]*&?", "", re.sub(r"(://[^:/@]*):.*@", r"\1@", self.url))
 
     def _open(self) -> Any:
-        with sampling.quietly():
-            if self._journal:
-                backend = JournalFileBackend(str(self.folder / "journal.log"))
-                return optuna.storages.JournalStorage(backend)
-            again = optuna.storages.RetryHeartbeatStaleTrialCallback(_ATTEMPTS - 1, inherit_intermediate_values=True)
-            return optuna.storages.RDBStorage(
-                str(self.url),
-                engine_kwargs={"pool_pre_ping": True},
-                heartbeat_interval=self.space.heartbeat_seconds,
-                grace_period=3 * self.space.heartbeat_seconds,
-                heartbeat_stale_trial_callback=again,
-            )
+        if self.url is None:
+            return optuna.storages.JournalStorage(JournalFileBackend(str(self.folder / "journal.log")))
+        seconds = self.space.heartbeat_seconds if self._beats else None
+        return optuna.storages.RDBStorage(
+            self.url,
+            engine_kwargs={"pool_pre_ping": True},
+            heartbeat_interval=seconds,
+            grace_period=seconds and _MISSED_BEATS * seconds,
+        )
 
     def _begin(self) -> None:
         now = definition(self.plan)
@@ -170,19 +176,38 @@ class Study:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Inside, no other process takes a trial of this study."""
-        if self.url and self.url.startswith("postgresql"):
-            import sqlalchemy
+        with ExitStack() as stack:
+            stack.enter_context(FileLock(self.folder / "claim.lock"))
+            if self._beats:
+                stack.enter_context(self._advisory_lock("claim", waits=True))
+            yield
 
-            key = _ADVISORY_LOCK ^ int.from_bytes(hashlib.sha256(self.plan.name.encode()).digest()[:4], "big")
-            with self._storage.engine.connect() as connection:
-                connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
-                try:
-                    yield
-                finally:
-                    connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": key})
-        else:
-            with FileLock(self.folder / "claim.lock"):
-                yield
+    @contextmanager
+    def _advisory_lock(self, of: str, *, waits: bool) -> Iterator[bool]:
+        """Whether this process has one of PostgreSQL's locks; its connection's end, however it comes, frees it."""
+        import sqlalchemy
+
+        how = "pg_advisory_lock" if waits else "pg_try_advisory_lock"
+        key = int.from_bytes(hashlib.sha256(f"harness {self.plan.name} {of}".encode()).digest()[:8], "big", signed=True)
+        engine = sqlalchemy.create_engine(str(self.url), poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            got = connection.execute(sqlalchemy.text(f"SELECT {how}(:key)"), {"key": key}).scalar()
+            yield waits or bool(got)
+
+    @contextmanager
+    def leading(self) -> Iterator[bool]:
+        """Whether this process leads, as one of all may; its death, however it comes, makes room."""
+        lock = RunLock(self.folder, "leader")
+        with ExitStack() as stack:
+            try:
+                lock.acquire()
+            except UserError:
+                yield False
+                return
+            stack.callback(lock.release)
+            with _reaching(self.shown_storage):
+                leads = not self._beats or stack.enter_context(self._advisory_lock("lead", waits=False))
+            yield leads
 
     def _load(self, stage: str, number: int = 0) -> optuna.Study:
         space = self.space
@@ -192,45 +217,40 @@ class Study:
 
     # What all processes know
 
+    @_patient
     def remember(self, key: str, value: str) -> None:
         """Keep a fact about the study for all processes."""
-        self._load("search").set_user_attr(key, value)
+        with _reaching(self.shown_storage):
+            self._load("search").set_user_attr(key, value)
 
+    @_patient
     def recall(self, key: str) -> str | None:
         """A fact that was kept."""
-        found: str | None = self._load("search").user_attrs.get(key)
-        return found
+        with _reaching(self.shown_storage):
+            found: str | None = self._load("search").user_attrs.get(key)
+            return found
 
-    def lead(self, me: str) -> bool:
-        """Whether this process may lead: nobody did, or it did before, or whoever did has left it unfinished."""
-        with self._alone():
-            leader = self.recall("leader")
-            others = any(trial.state == TrialState.RUNNING for stage in _STAGES for trial in self._trials(stage))
-            if leader not in (None, me) and others:
-                return False
-            self.remember("leader", me)
-            return True
-
+    @_patient
     def records(self, stage: str) -> list[TrialRecord]:
-        """Every trial of a stage, in order; one that was taken up again is one."""
+        """Every trial of a stage, in order."""
         trials = self._trials(stage)
         return [_record(trial.user_attrs.get("given", {}).get("arm", stage), trial, self.space) for trial in trials]
 
     def _trials(self, stage: str) -> list[FrozenTrial]:
         with _reaching(self.shown_storage):
-            trials = self._load(stage).get_trials(deepcopy=False)
-        given_up = {number for trial in trials for number in trial.system_attrs.get("retry_history", [])}
-        return [trial for trial in trials if trial.number not in given_up]
+            return self._load(stage).get_trials(deepcopy=False)
 
+    @_patient
     def plan_confirmation(self, tasks: list[dict[str, Any]]) -> None:
         """Make one waiting trial for each task, unless it was done."""
-        with self._alone():
+        with _reaching(self.shown_storage), self._alone():
             study = self._load("confirm")
             known = [trial.user_attrs.get("given") for trial in study.get_trials(deepcopy=False)]
             for task in tasks:
                 if task not in known:
                     study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={"given": task}))
 
+    @_patient
     def is_open(self, stage: str) -> bool:
         """Whether trials of a stage are left to be taken or are being worked on."""
         trials = self._trials(stage)
@@ -239,7 +259,7 @@ class Study:
         return stage != "confirm" and not self._is_spent(stage, trials)
 
     def _is_spent(self, stage: str, trials: list[FrozenTrial]) -> bool:
-        limit = self.space.trials if self.space.trials is not None else None
+        limit = self.space.trials
         if "grid" in self.space.sampler:
             size = len(self.space.grid(arm_of(stage)))
             limit = size if limit is None else min(limit, size)
@@ -250,27 +270,28 @@ class Study:
 
     # A trial's life
 
+    @_patient
     def claim(self, stage: str) -> Claim | None:
         """Take a trial: one that was left behind, one that waits, or a new one; None: there is none to be taken now."""
         with _reaching(self.shown_storage), sampling.quietly(), self._alone():
-            if not self._journal:
-                optuna.storages.fail_stale_trials(self._load(stage))
             trials = self._trials(stage)
-            if self._journal and time.monotonic() - self._looked.get(stage, -_LOOK_SECONDS) >= _LOOK_SECONDS:
-                for trial in trials:
-                    if trial.state == TrialState.RUNNING and (claim := self._take(stage, trial)):
-                        return claim
-                self._looked[stage] = time.monotonic()
-            for trial in trials:
-                if trial.state == TrialState.WAITING and (claim := self._take(stage, trial)):
+            for trial in [*self._out_of_sight(stage, trials), *_waiting(trials)]:
+                if claim := self._take(stage, trial):
                     return claim
             if stage == "confirm" or self._is_spent(stage, trials):
                 return None
-            study = self._load(stage)
             study_id = self._storage.get_study_id_from_name(self._name(stage))
             template = optuna.create_trial(state=TrialState.WAITING, **self._grid_cell(stage, trials))
             trial_id = self._storage.create_new_trial(study_id, template_trial=template)
-            return self._take(stage, study._storage.get_trial(trial_id))
+            return self._take(stage, self._storage.get_trial(trial_id))
+
+    def _out_of_sight(self, stage: str, trials: list[FrozenTrial]) -> list[FrozenTrial]:
+        """Trials that somebody works on who may be dead; whoever gets their lease knows."""
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        if self._beats and running:
+            silent = self._storage._get_stale_trial_ids(self._storage.get_study_id_from_name(self._name(stage)))
+            return [trial for trial in running if trial._trial_id in silent]
+        return running
 
     def _grid_cell(self, stage: str, trials: list[FrozenTrial]) -> dict[str, Any]:
         """A trial that begins with the next configuration of a grid, in an order drawn once."""
@@ -285,31 +306,45 @@ class Study:
 
     def _take(self, stage: str, found: FrozenTrial) -> Claim | None:
         """Claim a trial that waits or was left behind; None: another process has it, or it was killed too often."""
-        trial_id = found._trial_id
-        first = (found.system_attrs.get("retry_history") or [found.number])[0]
-        lock = RunLock(self.folder, f"{stage}-{first:04d}") if self._journal else None
-        if lock:
-            try:
-                lock.acquire()
-            except UserError:
-                return None
-        attempts = int(found.user_attrs.get("attempts", 0)) + 1
-        kills = attempts - 1 - int(found.user_attrs.get("stops", 0))
-        if found.state == TrialState.WAITING:
-            self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
-        elif kills >= _ATTEMPTS:
-            self._storage.set_trial_user_attr(trial_id, "reason", f"its process was killed {_ATTEMPTS} times")
-            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
-            cast(RunLock, lock).release()
+        lock = RunLock(self.folder, f"{stage}-{found.number:04d}")
+        try:
+            lock.acquire(attempts=1)
+        except UserError:
             return None
-        self._storage.set_trial_user_attr(trial_id, "attempts", attempts)
-        lease = _Lease(self._storage, trial_id, lock, self.space.heartbeat_seconds)
-        trial = optuna.Trial(self._load(stage, first), trial_id)
+        try:
+            claim = self._begin_attempt(stage, found, lock)
+        except BaseException:
+            lock.release()
+            raise
+        if claim is None:
+            lock.release()
+        return claim
+
+    def _begin_attempt(self, stage: str, found: FrozenTrial, lock: RunLock) -> Claim | None:
+        trial_id, storage = found._trial_id, self._storage
+        attempts = int(found.user_attrs.get("attempts", 0)) + 1
+        if attempts - int(found.user_attrs.get("stops", 0)) > _ATTEMPTS:
+            storage.set_trial_user_attr(trial_id, "reason", f"its process was killed {_ATTEMPTS} times")
+            storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            return None
+        beat = functools.partial(storage.record_heartbeat, trial_id) if self._beats else None
+        if beat:
+            beat()  # before it runs: who never showed itself would never be missed
+        storage.set_trial_user_attr(trial_id, "attempts", attempts)
+        if found.state == TrialState.WAITING:
+            storage.set_trial_state_values(trial_id, TrialState.RUNNING)
+        trial = optuna.Trial(self._load(stage, found.number), trial_id)
         given, chosen = dict(found.user_attrs.get("given", {})), {}
         if stage != "confirm":
-            chosen = self.space.choose(arm_of(stage), partial(sampling.suggest, trial))
-            self._storage.set_trial_user_attr(trial_id, "chosen", chosen)
-        return Claim(stage, first, chosen, given, attempts, trial, lease)
+            chosen = self.space.choose(arm_of(stage), functools.partial(sampling.suggest, trial))
+            storage.set_trial_user_attr(trial_id, "chosen", chosen)
+        lease = _Lease(lock, beat, self.space.heartbeat_seconds)
+        return Claim(stage, found.number, chosen, given, attempts, trial, lease)
+
+    def _is_ours(self, claim: Claim) -> bool:
+        """Whether no other process has taken the trial up, or finished it, since this one took it."""
+        now = self._storage.get_trial(claim.trial._trial_id)
+        return bool(now.state == TrialState.RUNNING and now.user_attrs["attempts"] == claim.attempt)
 
     def report(self, claim: Claim, value: float, number: int) -> str:
         """Tell an intermediate value; returns why the trial should end, or "".
@@ -317,6 +352,8 @@ class Study:
         A storage that cannot be reached is not asked.
         """
         with suppress(StorageError), _reaching(self.shown_storage), sampling.quietly():
+            if not self._is_ours(claim):
+                return "another process took it up"
             if len(self.space.objective) == 1:
                 if number not in self._storage.get_trial(claim.trial._trial_id).intermediate_values:
                     claim.trial.report(value, number)  # not told before this process took it up
@@ -330,19 +367,15 @@ class Study:
     ) -> None:  # fmt: skip
         """Tell what became of a trial, and give it back."""
         facts = {"run": run, "seconds": seconds, "metrics": metrics or {}, "reason": reason}
-        for pause in (*_PATIENCE, None):
-            try:
-                self._finish(claim, state, values, facts)
-                break
-            except StorageError:
-                if pause is None:
-                    raise
-                time.sleep(pause)
+        self._finish(claim, state, values, facts)
         claim.lease.release()
 
+    @_patient
     def _finish(self, claim: Claim, state: State, values: list[float] | None, facts: dict[str, Any]) -> None:
         trial, metrics = claim.trial, facts["metrics"]
         with _reaching(self.shown_storage), sampling.quietly():
+            if not self._is_ours(claim):
+                return
             for key, value in facts.items():
                 trial.set_user_attr(key, value)
             known = trial.constraints
@@ -359,9 +392,10 @@ class Study:
     def put_back(self, claim: Claim) -> None:
         """Leave a trial for whoever goes on: this process was asked to stop."""
         with suppress(StorageError), _reaching(self.shown_storage):
-            trial_id = claim.trial._trial_id
-            self._storage.set_trial_user_attr(trial_id, "stops", int(claim.trial.user_attrs.get("stops", 0)) + 1)
-            self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+            if self._is_ours(claim):
+                trial_id = claim.trial._trial_id
+                self._storage.set_trial_user_attr(trial_id, "stops", int(claim.trial.user_attrs.get("stops", 0)) + 1)
+                self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
         claim.lease.release()
 
     def importances(self) -> dict[str, float]:
@@ -387,6 +421,10 @@ def arm_of(stage: str) -> Arm:
     return "baseline" if stage == "baseline" else "search"
 
 
+def _waiting(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state == TrialState.WAITING]
+
+
 def _record(arm: Arm, trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
     attrs = trial.user_attrs
     state, metrics = _STATES[trial.state], attrs.get("metrics", {})
@@ -399,7 +437,7 @@ def _record(arm: Arm, trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
         state = "infeasible"
     return TrialRecord(
         arm=arm,
-        number=(trial.system_attrs.get("retry_history") or [trial.number])[0],
+        number=trial.number,
         state=state,
         params=attrs.get("chosen") or attrs.get("given") or {},
         values=list(trial.values or []),
@@ -439,7 +477,7 @@ def _reaching(place: str) -> Iterator[None]:
     except optuna.exceptions.StorageInternalError as error:
         raise StorageError("the study's storage cannot be reached", where=place, why=_first_line(error)) from error
     except Exception as error:
-        if type(error).__module__.startswith(("sqlalchemy", "psycopg")):
+        if isinstance(error, OSError) or type(error).__module__.startswith(("sqlalchemy", "psycopg")):
             raise StorageError("the study's storage cannot be reached", where=place, why=_first_line(error)) from error
         raise
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,10 +15,9 @@ from pathlib import Path
 
 from harness import device, storage, tracking
 from harness.console import Terminal
-from harness.errors import Interrupted, SpecError, UserError
+from harness.errors import Interrupted, SpecError
 from harness.session import begin
 from harness.spec import Spec
-from harness.storage import RunLock
 from harness.sweeps import conclusion
 from harness.sweeps.crew import Crew, local_crew, ray_crew
 from harness.sweeps.plan import Plan, definition
@@ -98,30 +96,22 @@ def _supervise(plan: Plan, first: Spec, folder: Path, arguments: list[str]) -> N
 @contextmanager
 def _leading(plan: Plan, study: Study, output: Path, terminal: Terminal) -> Iterator[Tracker | None]:
     """Hold the study's run in MLflow; None: another process leads. Tells how a study that did not end goes on."""
-    me = f"{socket.gethostname()}:{output}"
-    lock = RunLock(output, plan.name)
-    try:
-        lock.acquire()
-    except UserError:
-        yield None
-        return
-    if not study.lead(me):
-        lock.release()
-        yield None
-        return
-    tracker = _start_tracker(plan, study, output)
-    status = "FAILED"
-    try:
-        yield tracker
-        status = "FINISHED"
-    except (KeyboardInterrupt, Interrupted):
-        status = "KILLED"
-        raise
-    finally:
-        tracker.finish(status)
-        lock.release()
-        if status != "FINISHED":
-            terminal.say(f"resume  the same command again: it goes on with the study {plan.name}")
+    with study.leading() as leads:
+        if not leads:
+            yield None
+            return
+        tracker = _start_tracker(plan, study, output)
+        status = "FAILED"
+        try:
+            yield tracker
+            status = "FINISHED"
+        except (KeyboardInterrupt, Interrupted):
+            status = "KILLED"
+            raise
+        finally:
+            tracker.finish(status)
+            if status != "FINISHED":
+                terminal.say(f"resume  the same command again: it goes on with the study {plan.name}")
 
 
 def _start_tracker(plan: Plan, study: Study, output: Path) -> Tracker:
