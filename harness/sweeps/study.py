@@ -129,9 +129,10 @@ class Study:
         _refuse(self.url, self.space)
         folder.mkdir(parents=True, exist_ok=True)
         self._beats = (self.url or "").startswith("postgresql")
+        now = definition(plan)
         with _reaching(self.shown_storage), sampling.quietly(), self._alone():
             self._storage: Any = self._open()
-            self._begin()
+            self._begin(now)
 
     @property
     def shown_storage(self) -> str:
@@ -151,8 +152,12 @@ class Study:
             grace_period=seconds and _MISSED_BEATS * seconds,
         )
 
-    def _begin(self) -> None:
-        now = definition(self.plan)
+    def close(self) -> None:
+        """Hang up."""
+        if isinstance(self._storage, optuna.storages.RDBStorage):
+            self._storage.engine.dispose()
+
+    def _begin(self, now: dict[str, Any]) -> None:
         for stage in _STAGES:
             directions = [one.direction for one in self.space.objective]
             study = optuna.create_study(
@@ -195,9 +200,12 @@ class Study:
             yield waits or bool(got)
 
     @contextmanager
-    def leading(self) -> Iterator[bool]:
-        """Whether this process leads, as one of all may; its death, however it comes, makes room."""
-        lock = RunLock(self.folder, "leader")
+    def leading(self, output: Path) -> Iterator[bool]:
+        """Whether this process leads, as one of all may; its death, however it comes, makes room.
+
+        `output`: the runs folder; the lock of the study's own run lies there.
+        """
+        lock = RunLock(output, self.plan.name)
         with ExitStack() as stack:
             try:
                 lock.acquire()
@@ -281,7 +289,7 @@ class Study:
             if stage == "confirm" or self._is_spent(stage, trials):
                 return None
             study_id = self._storage.get_study_id_from_name(self._name(stage))
-            template = optuna.create_trial(state=TrialState.WAITING, **self._grid_cell(stage, trials))
+            template = optuna.create_trial(state=TrialState.WAITING, system_attrs=self._grid_cell(stage, trials))
             trial_id = self._storage.create_new_trial(study_id, template_trial=template)
             return self._take(stage, self._storage.get_trial(trial_id))
 
@@ -294,15 +302,14 @@ class Study:
         return running
 
     def _grid_cell(self, stage: str, trials: list[FrozenTrial]) -> dict[str, Any]:
-        """A trial that begins with the next configuration of a grid, in an order drawn once."""
+        """The next configuration of a grid, in an order drawn once, as Optuna keeps what a trial has to suggest."""
         if "grid" not in self.space.sampler:
             return {}
-        cells = [json.dumps(cell, sort_keys=True) for cell in self.space.grid(arm_of(stage))]
-        cells.sort(key=lambda cell: hashlib.sha256(f"{self.space.sampler_seed} {cell}".encode()).digest())
-        done = {trial.user_attrs.get("cell") for trial in trials}
-        cell = next(cell for cell in cells if cell not in done)
-        given = sampling.fixed(self.space.parameters(arm_of(stage)), json.loads(cell))
-        return {"user_attrs": {"cell": cell}, "system_attrs": {"fixed_params": given}}
+        arm = arm_of(stage)
+        cells = [sampling.fixed(self.space.parameters(arm), one) for one in self.space.grid(arm)]
+        cells.sort(key=lambda one: hashlib.sha256(json.dumps([self.space.sampler_seed, one]).encode()).digest())
+        done = [trial.system_attrs.get("fixed_params") for trial in trials]
+        return {"fixed_params": next(one for one in cells if one not in done)}
 
     def _take(self, stage: str, found: FrozenTrial) -> Claim | None:
         """Claim a trial that waits or was left behind; None: another process has it, or it was killed too often."""

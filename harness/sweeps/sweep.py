@@ -96,7 +96,7 @@ def _supervise(plan: Plan, first: Spec, folder: Path, arguments: list[str]) -> N
 @contextmanager
 def _leading(plan: Plan, study: Study, output: Path, terminal: Terminal) -> Iterator[Tracker | None]:
     """Hold the study's run in MLflow; None: another process leads. Tells how a study that did not end goes on."""
-    with study.leading() as leads:
+    with study.leading(output) as leads:
         if not leads:
             yield None
             return

@@ -1,0 +1,138 @@
+"""A study in PostgreSQL: processes of several machines, without a disk that they share."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from harness.errors import StorageError
+from harness.sweeps import study as studies
+from harness.sweeps.plan import Plan
+from harness.sweeps.study import Study
+from tests.sweeps import crews
+from tests.sweeps.crews import Labour
+from tests.sweeps.postgres import Postgres
+
+Join = Callable[[Plan, Path], Study]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    server = Postgres()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def join() -> Iterator[Join]:
+    """As another machine does, with a folder of its own."""
+    with ExitStack() as stack:
+        yield lambda of, folder: stack.enter_context(closing(Study(of, folder)))
+
+
+def plan(url: str, *own: str) -> Plan:
+    return crews.plan(f"storage='{url}'", "heartbeat_seconds=1", *own)
+
+
+def test_four_machines_share_a_study_and_two_die(postgres: Postgres, join: Join, tmp_path: Path) -> None:
+    """F32, F34: the total is exact, and what the dead left is taken up under its number when its heartbeats stop."""
+    of_all = plan(postgres.database("four"), "trials=8", "confirm={top: 2, seeds: [100, 101]}")
+    deadly = frozenset({("search", 3), ("confirm", 2)})
+    folders = [tmp_path / name for name in "abcd"]
+    assert sorted(crews.work(*(Labour(of_all, folder, deadly) for folder in folders))) == [-9, -9, 0, 0]
+
+    study = join(of_all, tmp_path / "e")
+    taken = [one for folder in folders for one in crews.taken(folder)]
+    for stage, total, twice in (("search", 8, [3]), ("baseline", 8, []), ("confirm", 8, [2])):
+        records = study.records(stage)
+        assert [one.number for one in records] == [*range(total)]
+        assert [(one.state, one.run) for one in records] == [("complete", f"{stage}-{n}") for n in range(total)]
+        claims = sorted(one["number"] for one in taken if one["stage"] == stage)
+        assert claims == sorted([*range(total), *twice])
+    assert sorted(one["attempt"] for one in taken)[-3:] == [1, 2, 2]
+    assert {one["number"]: one["chosen"] for one in taken if one["stage"] == "search"} == {
+        one.number: one.params for one in study.records("search")
+    }
+
+
+def test_a_living_process_keeps_its_trial(postgres: Postgres, join: Join, tmp_path: Path) -> None:
+    """However long it takes: its heartbeats go on."""
+    mine = join(plan(postgres.database("alive"), "trials=1"), tmp_path / "a")
+    other = join(mine.plan, tmp_path / "b")
+    claim = mine.claim("search")
+    assert claim
+    time.sleep(4.5)
+    assert other.claim("search") is None
+    assert other.is_open("search")
+    mine.finish(claim, "complete", run="r", seconds=1.0, values=[0.5])
+    assert not other.is_open("search")
+
+
+def test_a_process_that_was_out_of_reach_leaves_its_trial_to_the_one_that_took_it_up(
+    postgres: Postgres, join: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = join(plan(postgres.database("partition"), "trials=1"), tmp_path / "a")
+    other = join(mine.plan, tmp_path / "b")
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: None)  # no heartbeat after the first
+    claim = mine.claim("search")
+    monkeypatch.undo()
+    assert claim
+    assert mine.report(claim, 0.1, 1) == ""
+    time.sleep(3.5)
+    again = other.claim("search")
+    assert again
+    assert (again.number, again.attempt, again.chosen) == (claim.number, 2, claim.chosen)
+    assert mine.report(claim, 0.2, 2) == "another process took it up"
+    mine.put_back(claim)
+    mine.finish(claim, "failed", run="r", seconds=1.0, reason="late")
+    assert other.records("search")[0].state == "running"
+    assert other.report(again, 0.3, 2) == ""
+    other.finish(again, "complete", run="r", seconds=1.0, values=[0.5])
+    mine.finish(claim, "failed", run="r", seconds=1.0, reason="late")
+    (record,) = other.records("search")
+    assert (record.state, record.values, record.reason) == ("complete", [0.5], "")
+    assert record.intermediate == {1: 0.1, 2: 0.3}
+
+
+def test_one_process_leads_and_its_death_makes_room(postgres: Postgres, join: Join, tmp_path: Path) -> None:
+    mine = join(plan(postgres.database("lead"), "trials=1"), tmp_path / "a" / "studies" / "x")
+    other = join(mine.plan, tmp_path / "b" / "studies" / "x")
+    with mine.leading(tmp_path / "a") as first, other.leading(tmp_path / "b") as second:
+        assert (first, second) == (True, False)
+    with other.leading(tmp_path / "b") as first, mine.leading(tmp_path / "a") as second:
+        assert (first, second) == (True, False)
+
+
+def test_a_server_that_is_away_for_a_while_costs_nothing(
+    join: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is away a trial goes on; its end is told when it is back. Away for longer: exit 5, one sentence."""
+    server = Postgres()
+    try:
+        study = join(plan(server.url(password="s3cr:t@x"), "trials=2"), tmp_path)
+        claim = study.claim("search")
+        assert claim
+        server.stop()
+        assert study.report(claim, 0.5, 1) == ""
+        back = threading.Timer(1.5, server.start)
+        back.start()
+        study.finish(claim, "complete", run="r", seconds=1.0, values=[0.5])
+        back.join()
+        assert [one.state for one in study.records("search")] == ["complete"]
+        assert study.claim("search")
+        server.stop()
+        monkeypatch.setattr(studies, "_PATIENCE", (0.01,))
+        with pytest.raises(StorageError) as caught:
+            study.claim("search")
+        assert "s3cr" not in str(caught.value)
+        assert "t@x" not in str(caught.value)
+        assert caught.value.exit_code == 5
+    finally:
+        server.remove()

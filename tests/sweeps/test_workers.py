@@ -1,0 +1,69 @@
+"""Several processes on one study: no trial is lost or done twice, whoever dies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.sweeps.study import Study
+from tests.sweeps import crews
+from tests.sweeps.crews import Labour
+
+SEEDS = "confirm={top: 2, seeds: [100, 101]}"
+
+
+@pytest.mark.slow
+def test_four_processes_share_a_study_and_one_is_killed_in_each_stage(tmp_path: Path) -> None:
+    """F32, F34: the total is exact, and what the dead left is taken up under its number."""
+    plan = crews.plan("trials=10", SEEDS)
+    labour = Labour(plan, tmp_path, frozenset({("search", 3), ("confirm", 2)}))
+    assert sorted(crews.work(labour, labour, labour, labour)) == [-9, -9, 0, 0]
+
+    study = Study(plan, tmp_path)
+    for stage, total in (("search", 10), ("baseline", 10), ("confirm", 8)):
+        records = study.records(stage)
+        assert [one.number for one in records] == [*range(total)]
+        assert {one.state for one in records} == {"complete"}
+        assert [one.run for one in records] == [f"{stage}-{number}" for number in range(total)]
+        twice = {number for number, count in crews.times(tmp_path, stage).items() if count > 1}
+        assert twice == {"search": {3}, "baseline": set(), "confirm": {2}}[stage]
+    again = [one for one in crews.taken(tmp_path) if one["attempt"] > 1]
+    assert [one["attempt"] for one in again] == [2, 2]
+    for one in again:
+        first = next(o for o in crews.taken(tmp_path) if (o["stage"], o["number"]) == (one["stage"], one["number"]))
+        assert first["pid"] != one["pid"]
+        assert first["chosen"] == one["chosen"]
+    assert len({json.dumps(one.params, sort_keys=True) for one in study.records("confirm")}) == 8
+    assert not study.is_open("confirm")
+
+
+@pytest.mark.slow
+def test_a_budget_of_minutes_ends_the_study_for_all_processes(tmp_path: Path) -> None:
+    """Whoever began a trial within the budget finishes it: at most one too many for each other process."""
+    plan = crews.plan("trials=null", "minutes=1")
+    labour = Labour(plan, tmp_path, frozenset({("search", 1)}), seconds=10.0)
+    assert sorted(crews.work(labour, labour, labour, labour)) == [-9, 0, 0, 0]
+    study = Study(plan, tmp_path)
+    for stage in crews.STAGES:
+        records = study.records(stage)
+        assert [one.number for one in records] == [*range(len(records))]
+        assert 6 <= len(records) <= 9
+        assert {one.state for one in records} == {"complete"}
+        assert not study.is_open(stage)
+
+
+@pytest.mark.slow
+def test_each_cell_of_a_grid_is_tried_once(tmp_path: Path) -> None:
+    """F34: also the cell of the process that was killed."""
+    rates = "space.train.learning_rate={uniform: [0.001, 0.002], step: 0.0005}"
+    of_baseline = "baseline.space.train.learning_rate={choice: [1.0e-5, 1.0e-4, 1.0e-3]}"
+    plan = crews.plan("sampler=grid", "trials=null", rates, of_baseline)
+    labour = Labour(plan, tmp_path, frozenset({("search", 5), ("baseline", 0)}))
+    assert sorted(crews.work(labour, labour, labour, labour)) == [-9, -9, 0, 0]
+    study = Study(plan, tmp_path)
+    tried = [(one.params["methods.lora.rank"], one.params["train.learning_rate"]) for one in study.records("search")]
+    assert sorted(tried) == [(rank, rate) for rank in (1, 2, 4, 8, 16, 32, 64) for rate in (0.001, 0.0015, 0.002)]
+    assert sorted(one.params["train.learning_rate"] for one in study.records("baseline")) == [1e-5, 1e-4, 1e-3]
+    assert {one.state for stage in crews.STAGES for one in study.records(stage)} == {"complete"}
