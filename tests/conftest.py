@@ -27,3 +27,11 @@ def _faults_fire_again(monkeypatch: pytest.MonkeyPatch) -> None:
     from harness import faults
 
     monkeypatch.setattr(faults, "_known", ("", []))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that name a data set and a model so small that a run takes a second."""
+    from tests import tiny as files
+
+    return files.overrides(tmp_path_factory.mktemp("tiny"))

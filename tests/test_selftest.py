@@ -27,14 +27,8 @@ from harness.rehearsal import NUM_STEPS, ROWS, Rehearsal
 from harness.selftest import two_processes
 from harness.tracker import MemoryTracker
 from harness.train import Training
-from tests import tiny as tiny_files
 from tests.stores import QUIET
 
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides that name a tiny data set and model."""
-    return tiny_files.overrides(tmp_path_factory.mktemp("tiny"))
 
 
 def rehearsal(tiny: list[str], name: str, *more: str) -> Rehearsal:

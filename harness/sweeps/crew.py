@@ -48,9 +48,7 @@ class _Processes:
         told = {"HARNESS_WORKER": str(number), "HARNESS_CORES": str(self._cores)}
         if self._gpus:
             told["CUDA_VISIBLE_DEVICES"] = self._gpus[number % len(self._gpus)]
-        command = [sys.executable, str(PROJECT / "launch.py"), *self._arguments, "--worker"]
-        with self._log(number).open("ab") as log:
-            return subprocess.Popen(command, env=os.environ | told, stdout=log, stderr=subprocess.STDOUT)
+        return _start_worker(self._arguments, os.environ | told, self._log(number))
 
     def _log(self, number: int) -> Path:
         return self._folder / f"worker-{number}.log"
@@ -66,7 +64,8 @@ class _Processes:
                 self._restarts -= 1
                 self._running[number] = self._start(number)
             elif code != 0:
-                raise _failed(f"worker {number} ended with exit code {code}", self._log(number))
+                log = self._log(number)
+                raise _failed(f"worker {number} ended with exit code {code}", log, _tail(log))
         return bool(self._running)
 
     def stop(self) -> None:
@@ -99,20 +98,19 @@ class _RayTasks:
         self._ray, self._folder = ray, folder
         resources = {"num_cpus": space.resources.cpus, "num_gpus": space.resources.gpus}
         task = ray.remote(**resources, max_retries=_RESTARTS)(_ray_worker)
-        command = [sys.executable, str(PROJECT / "launch.py"), *arguments, "--worker"]
         cores = max(1, int(space.resources.cpus))
-        self._waiting = [task.remote(command, number, cores, str(folder)) for number in range(space.workers)]
+        self._waiting = [task.remote(arguments, number, cores, folder) for number in range(space.workers)]
 
     def is_at_work(self) -> bool:
         """Whether any of them still works. Raises TrainingError."""
         done, self._waiting = self._ray.wait(self._waiting, num_returns=len(self._waiting), timeout=0)
         for reference in done:
             try:
-                code, log = self._ray.get(reference)
+                code, log, tail = self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
                 raise TrainingError("a worker on the Ray cluster failed", why=str(error).splitlines()[0]) from error
             if code != 0:
-                raise _failed(f"a worker on the Ray cluster ended with exit code {code}", Path(log))
+                raise _failed(f"a worker on the Ray cluster ended with exit code {code}", log, tail)
         return bool(self._waiting)
 
     def stop(self) -> None:
@@ -123,16 +121,14 @@ class _RayTasks:
             self._ray.wait(self._waiting, num_returns=len(self._waiting), timeout=_PATIENCE_SECONDS)
 
 
-def _ray_worker(command: list[str], number: int, cores: int, folder: str) -> tuple[int, str]:
-    """Runs in Ray: one worker process; killed by a signal it is started again."""
-    log = Path(folder) / f"worker-{number}.log"
+def _ray_worker(arguments: list[str], number: int, cores: int, folder: Path) -> tuple[int, Path, str]:
+    """Runs in Ray: one worker process; killed by a signal it is started again. Returns exit code, log, its end."""
+    log = folder / f"worker-{number}.log"
     told = {"HARNESS_WORKER": str(number), "HARNESS_CORES": str(cores)}
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | told
     code = -1
     for _ in range(_RESTARTS + 1):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
-            process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        process = _start_worker(arguments, environment, log)
         try:
             code = process.wait()
         except BaseException:
@@ -141,7 +137,14 @@ def _ray_worker(command: list[str], number: int, cores: int, folder: str) -> tup
             raise
         if code >= 0:
             break
-    return code, str(log)
+    return code, log, _tail(log)
+
+
+def _start_worker(arguments: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(PROJECT / "launch.py"), *arguments, "--worker"]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
 
 @contextmanager
@@ -151,36 +154,50 @@ def ray_crew(space: SearchSpace, arguments: list[str], folder: Path) -> Iterator
     Raises:
         UserError: ray is not installed, or the cluster can never have these resources.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ModuleNotFoundError:
         raise UserError("ray is not installed", where="executor=ray", fix="pip install 'harness[cluster]'") from None
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+    ours = signal.getsignal(signal.SIGTERM)
     try:
-        _refuse_resources(dict(ray.cluster_resources()), space)
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        what = "the Ray cluster cannot be reached"
+        raise UserError(what, where="executor=ray", why=str(error), fix="see RAY_ADDRESS") from None
+    signal.signal(signal.SIGTERM, ours)  # Ray's own ends the process at once
+    try:
+        _refuse_cluster([node["Resources"] for node in ray.nodes() if node["Alive"]], space)
         crew = _RayTasks(ray, space, arguments, folder)
         try:
             yield crew
         finally:
             crew.stop()
     finally:
-        if is_ours:
-            ray.shutdown()
+        ray.shutdown()
 
 
-def _refuse_resources(has: dict[str, float], space: SearchSpace) -> None:
+def _refuse_cluster(machines: list[dict[str, float]], space: SearchSpace) -> None:
+    """Raise UserError if no machine can ever have a worker, or if they have no storage in common."""
     wanted = {"CPU": space.resources.cpus, "GPU": space.resources.gpus}
-    for kind, count in wanted.items():
-        if count > has.get(kind, 0.0):
-            what = f"the Ray cluster has {has.get(kind, 0):g} {kind}s in all, a worker asks for {count:g}"
-            raise UserError(what, where=f"resources.{kind.lower()}s", fix="ask for less, or join more machines")
+    if not any(all(has.get(kind, 0.0) >= count for kind, count in wanted.items()) for has in machines):
+        largest = {kind: max((has.get(kind, 0.0) for has in machines), default=0.0) for kind in wanted}
+        what = "no machine of the Ray cluster has what a worker asks for: "
+        what += " and ".join(
+            f"{count:g} {kind}s (at most {largest[kind]:g})" for kind, count in wanted.items() if count
+        )
+        raise UserError(what, where="resources", fix="ask for less, or join a larger machine")
+    if len(machines) > 1 and space.storage is None:
+        fix = "name PostgreSQL: storage=postgresql+psycopg://user@host/database"
+        raise UserError(f"a journal is for one machine, the Ray cluster has {len(machines)}", where="storage", fix=fix)
 
 
-def _failed(what: str, log: Path) -> TrainingError:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:] if log.exists() else []
-    return TrainingError(what, where=str(log), why="\n       ".join(lines), fix="then the same command goes on")
+def _failed(what: str, log: Path, tail: str) -> TrainingError:
+    return TrainingError(what, where=str(log), why=tail, fix="then the same command goes on")
+
+
+def _tail(log: Path) -> str:
+    return "\n       ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:])
 
 
 def _gpus() -> list[str]:

@@ -105,9 +105,8 @@ def fixed(parameters: list[Parameter], cell: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without Optuna's notices that something is experimental, or that few trials say little of importances."""
+    """Without Optuna's notices that something is experimental."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        warnings.filterwarnings("ignore", message=".*[Ii]mportance")
         warnings.filterwarnings("ignore", message=".*[Hh]eartbeat of storage is supposed")
         yield

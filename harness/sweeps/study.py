@@ -145,17 +145,18 @@ class Study:
         if self.url is None:
             return optuna.storages.JournalStorage(JournalFileBackend(str(self.folder / "journal.log")))
         seconds = self.space.heartbeat_seconds if self._beats else None
-        return optuna.storages.RDBStorage(
+        found = optuna.storages.RDBStorage(
             self.url,
             engine_kwargs={"pool_pre_ping": True},
             heartbeat_interval=seconds,
             grace_period=seconds and _MISSED_BEATS * seconds,
         )
+        return optuna.storages.get_storage(found)  # once: it remembers finished trials
 
     def close(self) -> None:
         """Hang up."""
-        if isinstance(self._storage, optuna.storages.RDBStorage):
-            self._storage.engine.dispose()
+        if self.url is not None:
+            self._storage._backend.engine.dispose()
 
     def _begin(self, now: dict[str, Any]) -> None:
         for stage in _STAGES:
@@ -415,9 +416,8 @@ class Study:
             sign = -1 if self.space.objective[0].direction == "maximize" else 1
             target = lambda trial: sign * trial.values[0]  # noqa: E731 - with a target, Optuna takes low for good
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", UserWarning)  # so it says that the trials are too few
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            with sampling.quietly():
+                warnings.filterwarnings("error", message=".*too small to compute importances")
                 return dict(optuna.importance.get_param_importances(study, target=target))
         except (ValueError, RuntimeError, UserWarning):
             return {}

@@ -75,8 +75,8 @@ def _note(folder: Path, claim: Claim) -> None:
         file.write(json.dumps(line | {"chosen": claim.chosen}) + "\n")
 
 
-def work(*labours: Labour) -> list[int | None]:
-    """Let as many processes work until all of them have ended; returns their exit codes."""
+def work(*labours: Labour) -> list[int]:
+    """Let as many processes work until all of them have ended; returns their exit codes, sorted."""
     os.environ["PYTHONPATH"] = str(PROJECT)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.sweeps.crews"])
@@ -85,7 +85,7 @@ def work(*labours: Labour) -> list[int | None]:
         process.start()
     for process in processes:
         process.join(120)
-    return [process.exitcode for process in processes]
+    return sorted(-99 if process.exitcode is None else process.exitcode for process in processes)
 
 
 def taken(folder: Path) -> list[dict[str, Any]]:

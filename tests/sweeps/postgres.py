@@ -32,7 +32,13 @@ class Postgres:
         if os.geteuid() == 0:
             shutil.chown(self._folder, _USER)
             self._as |= {"user": _USER, "extra_groups": []}
-        made = [self._binaries / "initdb", "--auth=trust", "--no-sync", "--username=postgres", "--pgdata=data"]
+        made: list[str | Path] = [
+            self._binaries / "initdb",
+            "--auth=trust",
+            "--no-sync",
+            "--username=postgres",
+            "--pgdata=data",
+        ]
         subprocess.run(made, check=True, **self._as)
         self._server: subprocess.Popen[bytes] | None = None
         self.start()
@@ -44,7 +50,7 @@ class Postgres:
     def database(self, name: str) -> str:
         """A database of its own; returns its URL."""
         with psycopg.connect(host=str(self._folder), user="postgres", dbname="postgres", autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+            connection.execute(f"CREATE DATABASE {name}")
         return self.url(name)
 
     def start(self) -> None:

@@ -15,7 +15,6 @@ from harness.command import main
 from harness.errors import Interrupted, MemoryExhausted, TrainingError
 from harness.run import run_in
 from harness.sweeps import conclusion, worker
-from tests import tiny as tiny_files
 from tests.stores import QUIET
 from tests.test_launch import TWO, launch
 
@@ -26,11 +25,6 @@ SMALL = [
     "evaluation.every=2 steps", "checkpoint.every=1 steps", "latency.batch_sizes=[1]", "latency.lengths=[8]",
     "latency.runs=10",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return tiny_files.overrides(tmp_path_factory.mktemp("tiny"))
 
 
 def study(output: Path, tiny: list[str], *more: str) -> int:
