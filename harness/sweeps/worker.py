@@ -83,11 +83,11 @@ class Worker:
         """
         while True:
             claim = self._next(stages) if self.study else None
-            task: Task | None = processes.from_first(self.accelerator, self._task(claim) if claim else None)
-            if task is None:
-                return
             started = time.monotonic()
             try:
+                task: Task | None = processes.from_first(self.accelerator, self._task(claim) if claim else None)
+                if task is None:
+                    return
                 end = self._run(task, claim, started)
             except BaseException:
                 if claim and self.study:
