@@ -30,7 +30,6 @@ from harness.train import Training
 from tests.stores import QUIET
 
 
-
 def rehearsal(tiny: list[str], name: str, *more: str) -> Rehearsal:
     chosen = spec.load(name, [*tiny, *more])
     return Rehearsal(chosen, data.load(chosen.data), Accelerator(cpu=True), 1)
