@@ -162,9 +162,9 @@ def ray_crew(space: SearchSpace, arguments: list[str], folder: Path) -> Iterator
     ours = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        what = "the Ray cluster cannot be reached"
-        raise UserError(what, where="executor=ray", why=str(error), fix="see RAY_ADDRESS") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        what = "the Ray cluster cannot be reached, or none can be started here"
+        raise UserError(what, where="executor=ray", why=str(error), fix="see RAY_ADDRESS and RAY_TMPDIR") from error
     signal.signal(signal.SIGTERM, ours)  # Ray's own ends the process at once
     try:
         _refuse_cluster([node["Resources"] for node in ray.nodes() if node["Alive"]], space)
