@@ -27,11 +27,12 @@ def conclude(plan: Plan, study: Study, session: Session, tracker: Tracker) -> No
     """
     folder, space = study.folder, plan.space
     trials = [one for arm in space.arms for one in study.records(arm)]
-    confirmed = confirmed_of(study.records("confirm"))
+    again = study.records("confirm")
+    confirmed, lost = confirmed_of(again), [one for one in again if one.state != "complete"]
     winners = {arm: best for arm in space.arms if (best := winner(plan, [one for one in confirmed if one.arm == arm]))}
     tested = {arm: _tested(plan, session, folder, one) for arm, one in winners.items()}
     times = _latency(plan, session, folder, winners)
-    facts = report.Facts(plan, trials, confirmed, winners, tested, times)
+    facts = report.Facts(plan, trials, confirmed, winners, tested, times, lost)
     objectives = [(one.metric, str(one.direction)) for one in space.objective]
     scales = {parameter.key: parameter.distribution.scale for parameter in space.parameters("search")}
     importances = study.importances()

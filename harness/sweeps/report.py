@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 import statistics
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -57,6 +58,8 @@ class Facts:
     winners: dict[Arm, Confirmed]
     tested: dict[Arm, Tested]
     latency: list[dict[str, Any]]
+    lost: list[TrialRecord]
+    """Runs of the confirmation that did not finish: their configurations are left out."""
 
     @property
     def metric(self) -> str:
@@ -215,11 +218,11 @@ def render(facts: Facts, pages: list[str], ui: str, place: Place) -> str:
             "*: the best mean, judged on the test split, which nothing else was. Optimism: what the search promised "
             "minus what fresh seeds gave; the best of many noisy values is too good.",
         ]
+    parts += [f"NOT CONFIRMED, left out: {told(one.params)}: {one.reason}" for one in facts.lost]
     parts += ["## The search", markdown_table(*search_table(facts)), _budget(facts)]
     for arm, one in facts.winners.items():
         exp = one.params.get("exp") or facts.name(arm)
-        words = " ".join([*plan.overrides, *plan.words(one.params)])
-        command = f"python launch.py exp={exp} {words}".strip()
+        command = shlex.join(["python", "launch.py", f"exp={exp}", *plan.overrides, *plan.words(one.params)])
         parts.append(f"The best of {facts.name(arm)} again, as a run of its own:\n\n    {command}")
     parts.append(f"Figures beside this file: {', '.join(pages)}.")
     parts.append(f"All runs: `{ui}`; trials: `optuna-dashboard {place.shown_storage}`.")

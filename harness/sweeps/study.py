@@ -45,6 +45,8 @@ _EFFORT = "memory and time"
 """The constraint that a trial breaks which runs out of either."""
 _PATIENCE = (1, 2, 4, 8, 15, 30)
 """Seconds between attempts to reach a storage that does not answer."""
+TAKEN = "another process took it up"
+"""Why a process leaves a trial that it could not show its life for."""
 _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -361,7 +363,7 @@ class Study:
         """
         with suppress(StorageError), _reaching(self.shown_storage), sampling.quietly():
             if not self._is_ours(claim):
-                return "another process took it up"
+                return TAKEN
             if len(self.space.objective) == 1:
                 if number not in self._storage.get_trial(claim.trial._trial_id).intermediate_values:
                     claim.trial.report(value, number)  # not told before this process took it up

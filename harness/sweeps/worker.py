@@ -29,7 +29,7 @@ from harness.selection import Oversight
 from harness.session import Session
 from harness.spec import Spec
 from harness.sweeps.plan import Plan
-from harness.sweeps.study import Claim, Study
+from harness.sweeps.study import TAKEN, Claim, Study
 from harness.sweeps.trials import Arm, State, TrialRecord
 from harness.sweeps.view import StudyView
 
@@ -141,7 +141,7 @@ class Worker:
                 raise  # the others are somewhere else: only the launcher can end them
             end = _End("failed", f"{type(error).__name__}: {error}")
             self._keep_traceback(task)
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and end.reason != TAKEN:
             shutil.rmtree(self.session.output / "runs" / task.run / "checkpoints", ignore_errors=True)
         return end
 
@@ -180,6 +180,7 @@ class Worker:
         values = [scores.get(one.metric, math.nan) for one in self.plan.space.objective] if end.scores else None
         if values and not all(map(math.isfinite, values)):
             state, reason, values = "failed", f"the objective is {values}", None
+        seconds = max(seconds, scores.get("time/total_s", 0.0))  # with what processes before this one took
         self.study.finish(claim, state, run=task.run, seconds=seconds, values=values, metrics=scores, reason=reason)
         self.view.show(self.study)
         self._failures = self._failures + 1 if state == "failed" else 0
