@@ -111,17 +111,8 @@ def check(space: SearchSpace, exp: str | None, overrides: list[str]) -> Plan:
     plan = Plan(space, exp, overrides)
     _check_exp(plan)
     problems = [*_check_overrides(plan), *_check_experiments(plan)]
-    known = set(problems)
     for arm in space.arms:
-        right: list[dict[str, Any]] = []
-        for parameter in space.parameters(arm):
-            told = _check_key(plan, arm, parameter)
-            for chosen in () if told else _cases(space, arm, parameter):
-                if chosen not in right:
-                    found = _check_case(plan, arm, parameter, chosen, known)
-                    told += found
-                    right += [] if found else [chosen]
-            problems += told
+        problems += _check_space(plan, arm, set(problems))
     if not problems:
         problems = _check_metrics(plan)
     if problems:
@@ -226,40 +217,71 @@ def _check_key(plan: Plan, arm: Arm, parameter: Parameter) -> list[str]:
     key, method = parameter.key, method_of(parameter.key)
     if key != "exp" and any(key == own or key.startswith(f"{own}.") for own in _OF_THE_STUDY):
         return [f"{_named_place(plan, arm, parameter)}: all trials of a study share it; make one study for each value"]
-    if key == "exp" and arm == "baseline":
+    if key == "exp" and arm == "search":
+        unknown = [exp for exp in map(str, parameter.distribution.extremes) if exp not in spec.names()]
+        told = [f"no experiment is called '{exp}'; {did_you_mean(exp, spec.names())}" for exp in unknown]
+        return [f"{_named_place(plan, arm, parameter)}: {line}" for line in told]
+    if key == "exp":
         return [f"{_named_place(plan, arm, parameter)}: a baseline is one experiment; name it in baseline.exp"]
-    if method and plan.exp is None and arm == "search":
-        without = [exp for exp in _experiments(plan, parameter) if method not in plan.methods.get(exp, [method])]
-        if without:
-            what = f"{', '.join(without)} without {method}: the trial would add it; give it a `when: {{exp: ...}}`"
-            return [f"{_named_place(plan, arm, parameter)}: {what}"]
+    if method not in registry.names("method"):
+        return []
+    is_added = arm == "search" and plan.exp is not None and method in map(method_of, plan.overrides)
+    without = [exp for exp in _experiments(plan, arm, parameter) if method not in plan.methods.get(exp, [method])]
+    if without and not is_added:
+        fix = "give it a `when: {exp: ...}`" if "exp" in plan.space.entries(arm) else "name an experiment that has it"
+        what = f"{', '.join(without)} without {method}: the trial would add it; {fix}"
+        return [f"{_named_place(plan, arm, parameter)}: {what}"]
     return []
 
 
-def _experiments(plan: Plan, parameter: Parameter) -> list[str]:
-    """The choices of `exp` with which a parameter applies."""
-    found = plan.experiments("search")
+def _experiments(plan: Plan, arm: Arm, parameter: Parameter) -> list[str]:
+    """The experiments of an arm in which a parameter applies."""
+    found = plan.experiments(arm)
+    if "exp" not in plan.space.entries(arm):
+        return found
     for key, value in parameter.distribution.when.items():
         above = [one for one in plan.space.parameters("search") if one.key == key and key != "exp"]
-        allowed = {exp for one in above for exp in _experiments(plan, one)} or set(as_list(value))
+        allowed = {exp for one in above for exp in _experiments(plan, arm, one)} or set(as_list(value))
         found = [exp for exp in found if exp in allowed]
     return found
 
 
-def _check_case(plan: Plan, arm: Arm, parameter: Parameter, chosen: dict[str, Any], known: set[str]) -> list[str]:
-    """What is wrong with one value of a parameter; lines that are `known` are wrong without it too."""
-    key, exp = parameter.key, str(chosen.get("exp", plan.experiments(arm)[0]))
-    if exp not in spec.names():
-        hint = did_you_mean(exp, spec.names())
-        return [f"{_named_place(plan, arm, parameter)}: no experiment is called '{exp}'; {hint}"] * (key == "exp")
+def _check_space(plan: Plan, arm: Arm, known: set[str]) -> list[str]:
+    """What is wrong with the keys of an arm and their values; `known` is wrong without them too."""
+    problems, tried = [], list[dict[str, Any]]()
+    for parameter in plan.space.parameters(arm):
+        told = _check_key(plan, arm, parameter)
+        problems += told
+        for chosen in () if told else _cases(plan.space, arm, parameter):
+            if chosen not in tried:
+                lines = [line for line in _complaints(plan, arm, chosen) if line not in known]
+                problems += [_attributed(plan, arm, parameter, chosen, line) for line in lines]
+                known |= set(lines)
+                tried.append(chosen)
+    return problems
+
+
+def _complaints(plan: Plan, arm: Arm, chosen: dict[str, Any]) -> list[str]:
+    """What a spec says of a configuration."""
+    if chosen.get("exp", plan.experiments(arm)[0]) not in spec.names():
+        return []
     try:
         plan.spec(arm, chosen)
     except SpecError as error:
-        own = composing.override(key, chosen[key])
-        others = tuple(f"{word}: " for word in plan.words(chosen) if word != own)  # told where they are tried
-        lines = [line for line in str(error).splitlines() if line not in known and not line.startswith(others)]
-        return [_without(line, own, _named_place(plan, arm, parameter), key) for line in lines]
+        return str(error).splitlines()
     return []
+
+
+def _attributed(plan: Plan, arm: Arm, parameter: Parameter, chosen: dict[str, Any], line: str) -> str:
+    """What a spec says of a value, at the place of its range instead of the override that nobody has typed."""
+    for one in plan.space.parameters(arm):
+        if one.key not in chosen or not one.applies(chosen):
+            continue
+        own = f"{composing.override(one.key, chosen[one.key])}: "
+        name = line.removeprefix(own).split(": ")[0]
+        if line.startswith(own) and f"{name}.".startswith(f"{one.key}."[: len(name) + 1]):
+            return _named_place(plan, arm, one).removesuffix(one.key) + line.removeprefix(own)
+    return f"{_named_place(plan, arm, parameter)}: with {json.dumps(chosen[parameter.key])}: {line}"
 
 
 def _named_place(plan: Plan, arm: Arm, parameter: Parameter) -> str:
@@ -267,13 +289,6 @@ def _named_place(plan: Plan, arm: Arm, parameter: Parameter) -> str:
     section, key = "baseline.space" if arm == "baseline" else "space", parameter.key
     number = next(i for i, one in enumerate(plan.space.entries(arm)[key]) if one is parameter.distribution)
     return f"{plan.space.place([*section.split('.'), key, str(number)])}: {section}.{key}"
-
-
-def _without(line: str, own: str, place: str, key: str) -> str:
-    """What a spec says of a value, at the place of its range instead of the override that nobody has typed."""
-    if line.startswith(f"{own}: {key}"):
-        return place + line.removeprefix(f"{own}: {key}")
-    return f"{place}: with {own.partition('=')[2]}: {line}"
 
 
 def render(plan: Plan) -> str:

@@ -46,12 +46,15 @@ def _setting_problems(
     space: SearchSpace, kind: str, chosen: dict[str, dict[str, Any]], classes: dict[str, Any]
 ) -> Iterator[str]:
     ((name, settings),) = chosen.items()
-    known = set(inspect.signature(classes[name]).parameters) - {"seed", "constraints_func", "search_space"}
-    known = set() if name == "grid" else known
-    unknown = [key for key in settings if key not in known]
-    for key in unknown:
+    parameters = {} if name == "grid" else dict(inspect.signature(classes[name]).parameters)
+    known = parameters.keys() - {"seed", "constraints_func", "search_space"}
+    needed = [key for key in sorted(known) if parameters[key].default is inspect.Parameter.empty]
+    for key in (key for key in settings if key not in known):
         place = space.place([kind, name, key])
         yield f"{place}: {kind}.{name}.{key}: unknown key; {did_you_mean(key, known)}"
+    if missing := [key for key in needed if key not in settings]:
+        yield from (f"{space.place([kind, name])}: {kind}.{name}.{key}: missing" for key in missing)
+        return
     try:
         with quietly():
             classes[name](**{key: value for key, value in settings.items() if key in known})
@@ -105,8 +108,10 @@ def fixed(parameters: list[Parameter], cell: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without Optuna's notices that something is experimental."""
+    """Without Optuna's notices: something is experimental, few trials say little of importances, and the like."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", message=".*[Ii]mportance")
+        warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
         warnings.filterwarnings("ignore", message=".*[Hh]eartbeat of storage is supposed")
         yield

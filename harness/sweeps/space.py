@@ -101,7 +101,8 @@ class Distribution(Settings):
             return list(range(low, high + 1, int(self.step or 1)))
         if self.step is None:
             return None
-        return [low + i * self.step for i in range(int((high - low) / self.step * (1 + 1e-12)) + 1)]
+        several = range(int((high - low) / self.step * (1 + 1e-12)) + 1)
+        return [min(float(f"{low + i * self.step:.12g}"), high) for i in several]  # 0.3, not 0.30000000000000004
 
 
 _KINDS = ("choice", "uniform", "log_uniform", "int_uniform", "int_log_uniform")
@@ -247,6 +248,8 @@ class SearchSpace(Settings):
         entries = [one for arm in self.arms for parameters in self.entries(arm).values() for one in parameters]
         if sampler == "cmaes" and any(one.kind == "choice" for one in entries):
             yield "sampler: cmaes samples numbers only; use tpe where there are choices"
+        if sampler == "cmaes" and self.constraints:
+            yield "sampler: cmaes does not learn from constraints; use tpe, gp or nsga2"
         if sampler in ("cmaes", "gp") and any(one.when for one in entries):
             yield f"sampler: {sampler} knows no conditions (`when`); use tpe, random or nsga2"
 
