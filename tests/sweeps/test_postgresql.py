@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +18,9 @@ from harness.sweeps.plan import Plan
 from harness.sweeps.study import Study
 from tests.sweeps import crews
 from tests.sweeps.crews import Labour
+from tests.sweeps.launches import assert_whole, command, launch, launched, saved
 from tests.sweeps.postgres import Postgres
+from tests.test_launch import wait_for
 
 Join = Callable[[Plan, Path], Study]
 
@@ -99,6 +103,22 @@ def test_a_process_that_was_out_of_reach_leaves_its_trial_to_the_one_that_took_i
     (record,) = other.records("search")
     assert (record.state, record.values, record.reason) == ("complete", [0.5], "")
     assert record.intermediate == {1: 0.1, 2: 0.3}
+
+
+def test_another_machine_finishes_what_a_dead_one_began(postgres: Postgres, tiny: list[str], tmp_path: Path) -> None:
+    """F32: without a shared disk the trial begins anew, in the MLflow run that it has."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    shared = [f"storage='{postgres.database('machines')}'", "heartbeat_seconds=1"]
+    shared.append(f"tracking.uri=sqlite:///{there / 'mlflow.db'}")
+    there.mkdir()
+    with launched(command(tiny, here, *shared), here) as study:
+        wait_for(lambda: saved(here, "small-s000"))
+        os.kill(study.pid, signal.SIGKILL)
+        study.wait()
+    done = launch(command(tiny, there, *shared))
+    assert done.returncode == 0, done.stderr
+    assert "another process leads" not in done.stdout
+    assert_whole(there)
 
 
 def test_one_process_leads_and_its_death_makes_room(postgres: Postgres, join: Join, tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
+from harness.errors import StorageError
+from harness.sweeps import study as studies
 from harness.sweeps.study import Study
 from tests.sweeps import crews
 from tests.sweeps.crews import Labour
@@ -67,3 +70,49 @@ def test_each_cell_of_a_grid_is_tried_once(tmp_path: Path) -> None:
     assert sorted(tried) == [(rank, rate) for rank in (1, 2, 4, 8, 16, 32, 64) for rate in (0.001, 0.0015, 0.002)]
     assert sorted(one.params["train.learning_rate"] for one in study.records("baseline")) == [1e-5, 1e-4, 1e-3]
     assert {one.state for stage in crews.STAGES for one in study.records(stage)} == {"complete"}
+
+
+def test_a_trial_whose_process_is_killed_three_times_is_given_up(tmp_path: Path) -> None:
+    """F32: one that was asked to stop is not counted."""
+    study = Study(crews.plan("trials=2"), tmp_path)
+    chosen = []
+    for attempt, ends in enumerate(("stop", "death", "stop", "death", "death"), start=1):
+        claim = study.claim("search")
+        assert claim
+        assert (claim.number, claim.attempt) == (0, attempt)
+        chosen.append(claim.chosen)
+        if ends == "stop":
+            study.put_back(claim)
+        claim.lease.release()
+    assert all(one == chosen[0] for one in chosen)
+    claim = study.claim("search")
+    assert claim
+    assert claim.number == 1
+    first, second = study.records("search")
+    assert (first.state, first.reason, second.state) == ("failed", "its process was killed 3 times", "running")
+
+
+def test_a_claim_that_fails_halfway_leaves_the_trial_to_be_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(crews.plan("trials=1"), tmp_path)
+    monkeypatch.setattr(studies, "_PATIENCE", ())
+    with monkeypatch.context() as broken, pytest.raises(StorageError, match="No space left"):
+        broken.setattr(study._storage, "set_trial_param", _full)
+        study.claim("search")
+    claim = study.claim("search")
+    assert claim
+    assert (claim.number, claim.attempt) == (0, 2)
+    assert [one.state for one in study.records("search")] == ["running"]
+
+
+def _full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_one_process_of_a_machine_leads(tmp_path: Path) -> None:
+    study = Study(crews.plan("trials=1"), tmp_path)
+    with study.leading(tmp_path) as first, Study(study.plan, tmp_path).leading(tmp_path) as second:
+        assert (first, second) == (True, False)
+    with study.leading(tmp_path) as again:
+        assert again
