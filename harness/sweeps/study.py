@@ -473,10 +473,9 @@ def _refuse(url: str | None, space: SearchSpace) -> None:
             f"'{url.partition(':')[0]}' is no storage for studies", where="storage",
             fix="leave it out (a journal file), or postgresql+psycopg://user@host/database",
         )  # fmt: skip
-    elif (
-        url.partition("?")[0].count("@") > 1
-    ):  # the driver would take the rest of the password for the host, and say so
-        raise UserError("the password holds an @", where="storage", fix="write it as %40")
+    elif url.partition("?")[0].count("@") > 1:
+        why = "the driver would take the rest of the password for the host, and name it"
+        raise UserError("the password holds an @", where="storage", why=why, fix="write it as %40")
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def test_a_server_that_is_away_for_a_while_costs_nothing(
     """While it is away a trial goes on; its end is told when it is back. Away for longer: exit 5, one sentence."""
     server = Postgres()
     try:
-        study = join(plan(server.url(password="s3cr:t@x"), "trials=2"), tmp_path)
+        study = join(plan(server.url(password="s3cr:t%40x"), "trials=2"), tmp_path)
         claim = study.claim("search")
         assert claim
         server.stop()
@@ -152,7 +152,7 @@ def test_a_server_that_is_away_for_a_while_costs_nothing(
         with pytest.raises(StorageError) as caught:
             study.claim("search")
         assert "s3cr" not in str(caught.value)
-        assert "t@x" not in str(caught.value)
+        assert "t%40x" not in str(caught.value)
         assert caught.value.exit_code == 5
     finally:
         server.remove()
