@@ -40,7 +40,9 @@ def test_a_study_on_a_cluster_of_this_machine(tiny: list[str], tmp_path: Path) -
 
 @pytest.mark.slow
 def test_resources_that_no_machine_has_are_refused(tiny: list[str], tmp_path: Path) -> None:
-    done = launch(command(tiny, tmp_path, "executor=ray", "resources={cpus: 1000, gpus: 0}"))
+    words = command(tiny, tmp_path, "executor=ray", "resources={cpus: 1000, gpus: 0}")
+    with TemporaryDirectory(prefix="ray-") as sockets:
+        done = launch(words, RAY_TMPDIR=sockets)
     assert done.returncode == 2
     (told,) = (line for line in done.stderr.splitlines() if line.startswith("error"))
     assert "resources: no machine of the Ray cluster has what a worker asks for: 1000 CPUs (at most " in told
