@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from harness import assembly, checkpoint, deployment, evaluate, latency, registry, storage, tracking
+from harness.errors import StorageError
 from harness.evaluate import Evaluator
 from harness.session import Session
 from harness.sweeps import figures, report
@@ -104,9 +105,13 @@ def _judge(plan: Plan, session: Session, one: Confirmed, seed: int, run: str) ->
 
 
 def _load(session: Session, seed: int, run: str) -> assembly.Assembled:
-    """A confirmed run's model, as it was saved."""
+    """A confirmed run's model, as it was saved. Raises StorageError if that was on another machine."""
+    folder = session.output / "runs" / run
+    if not (folder / "weights").is_dir():
+        fix = "copy its folder from the machine that trained it, or let all share `output`; then the same command again"
+        raise StorageError(f"the weights of {run} are not here", where=str(folder), fix=fix)
     assembled = assembly.assemble(session.spec, session.loaded, seed)
-    checkpoint.restore(assembled.model, checkpoint.load(session.output / "runs" / run / "weights"))
+    checkpoint.restore(assembled.model, checkpoint.load(folder / "weights"))
     assembled.model.to(session.accelerator.device).eval()
     return assembled
 

@@ -172,6 +172,8 @@ def difference(facts: Facts) -> dict[str, Any] | None:
 def verdict(facts: Facts) -> str:
     """One sentence on who wins, or why nobody does."""
     found = difference(facts)
+    if found is None and facts.tested:
+        return f"There is nothing to compare {', '.join(facts.name(arm) for arm in facts.tested)} with."
     if found is None:
         return "Nothing was confirmed on fresh seeds: the best value of a search is too good, and hides the noise."
     ours, theirs = facts.name("search"), facts.name("baseline")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,6 +113,11 @@ def test_what_a_study_leaves_and_that_it_goes_on(
     assert study(tmp_path, tiny, "space.methods.lora.rank={choice: [1, 4]}") == 2
     told = capsys.readouterr().err
     assert "begun with other settings" in told and "methods.lora.rank" in told and "[1, 2]" in told
+    shutil.rmtree(tmp_path / "studies" / "small" / "test")
+    (one, *_) = (tmp_path / "runs").glob("small-s*-seed100")
+    shutil.rmtree(one / "weights")  # as if another machine had trained it
+    assert study(tmp_path, tiny, "trials=3") == 5
+    assert f"the weights of {one.name} are not here" in capsys.readouterr().err
     assert main(["--resume", "small-s000", f"output={tmp_path}"]) == 2
     assert "is a trial of the study small" in capsys.readouterr().err
 
