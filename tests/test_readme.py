@@ -80,6 +80,10 @@ def test_every_experiment_is_in_the_table_with_its_score() -> None:
         assert "±" in row
 
 
+def test_every_search_space_is_in_the_table() -> None:
+    assert set(re.findall(r"^\| `(\w+)` \|(?: `exp=\w+`)? \|", TEXT, flags=re.MULTILINE)) >= set(space.names())
+
+
 def test_the_python_in_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = {"model": classifier(), "pretrained": classifier()}
