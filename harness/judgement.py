@@ -17,6 +17,8 @@ class Judged:
     """What a run reached."""
 
     scores: dict[str, float]
+    headline: tuple[str, float]
+    """The score that is told first."""
     ladder: list[list[str]] = field(default_factory=list)
     """The test score among its yardsticks; empty where the test split was not opened."""
 
@@ -31,17 +33,17 @@ def judge(
     """
     spec, loaded, folder = session.spec, session.loaded, session.output / "runs" / name
     is_first, terminal = session.accelerator.is_main_process, session.terminal
-    scores = record.effort(spec, selected)
+    scores, best = record.effort(spec, selected), (f"best {spec.early_stopping.metric}", selected.score or 0.0)
     if spec.evaluation.final != "test":
         scores |= selected.best_scores | {"parameters/trainable": float(assembled.count.trainable)}
         if is_first and spec.latency.measure:
             scores |= deployment.measure_latency(spec, loaded.task, assembled, evaluator, terminal)
-        return Judged(scores)
+        return Judged(scores, best)
     predictions = evaluator.predict(assembled.model, loaded.task, "test")
     scores = evaluate.score(predictions, metrics, "test") | scores
     scores["oom/evaluation_events"] = float(evaluator.num_out_of_memory)
     if not is_first:
-        return Judged(scores)
+        return Judged(scores, best)
     evaluate.write(predictions, metrics, folder / "test")
     scores |= deployment.deploy(spec, loaded.task, assembled, predictions, evaluator, folder, terminal)
     compressed = variants.judge(spec, loaded.task, assembled, metrics, session.accelerator, folder, terminal)
@@ -54,4 +56,4 @@ def judge(
     report.learning_curves(selected.history, selected.step, folder)
     told = signed_by, compressed.section
     report.write_card(report.model_card(spec, loaded, assembled, name, own, ladder, scores, *told), folder)
-    return Judged(scores, ladder)
+    return Judged(scores, ("test/f1_macro", own["f1_macro"]), ladder)

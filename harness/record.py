@@ -48,15 +48,14 @@ def say_start(terminal: Terminal, name: str, assembled: Assembled) -> None:
 
 def say_result(
     terminal: Terminal, name: str, folder: Path, tracker: Tracker, scores: dict[str, float],
-    ladder: list[list[str]], signed_by: str,
+    headline: tuple[str, float], ladder: list[list[str]], signed_by: str,
 ) -> None:  # fmt: skip
     """The score among its yardsticks, and where everything is. Without yardsticks: the test split was not opened."""
-    shown = "test/f1_macro" if ladder else next(key for key in scores if key.startswith("best/"))
     if ladder:
         terminal.say()
         terminal.table(["on the test split", "macro-F1", "accuracy"], ladder)
     terminal.say(
-        f"\nscore   {shown} {scores[shown]:.4f}, checkpoint of epoch {scores['best/epoch']:.0f}; "
+        f"\nscore   {headline[0]} {headline[1]:.4f}, checkpoint of epoch {scores['best/epoch']:.0f}; "
         f"{scores['time/total_s']:.0f} s, {scores['memory/peak_gib']:.2f} GiB"
     )
     terminal.say(f"run     {name}, MLflow id {tracker.run_id or 'none: not recorded'}")

@@ -213,7 +213,8 @@ def _run_seed(of: _Run, assembled: Assembled | None) -> Result:
             if checkpoints:  # last: while they are there, a run that is sealed may lack something in its record
                 checkpoints.clear()
     if accelerator.is_main_process:
-        record.say_result(terminal, name, folder, tracker, scores, judged.ladder, statement.signed_by)
+        told = scores, judged.headline, judged.ladder, statement.signed_by
+        record.say_result(terminal, name, folder, tracker, *told)
     accelerator.free_memory()  # the optimizer of this run; the next one brings its own
     return Result(name, seed, folder, tracker.run_id, scores)
 

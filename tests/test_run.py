@@ -180,4 +180,4 @@ def test_a_run_may_leave_the_test_split_unread(
     assert (folder / "weights").exists() == (final == "weights")
     end = json.loads(base64.b64decode(json.loads((folder / "end.envelope.json").read_text())["payload"]))
     assert "validation/f1_macro" in end["predicate"]["metrics"]
-    assert "score   best/validation_f1_macro 0." in capsys.readouterr().out
+    assert "score   best validation/f1_macro 0." in capsys.readouterr().out
