@@ -132,8 +132,8 @@ def _run_replicates(session: Session, group: str, parent: str | None, oversight:
 
 def _name_of_child(group: str, seed: int) -> str:
     """`lora-s1-3f9a` of `lora-x3-3f9a`; any other name with the seed behind it."""
-    spec, is_count, suffix = re.match(r"(.*)-(x[0-9]+-)?([^-]*)", group).groups()  # type: ignore[union-attr]
-    return storage.safe_name(f"{spec}-s{seed}-{suffix}" if is_count else f"{group}-s{seed}")
+    of_seeds = re.fullmatch(r"(.*)-x[0-9]+-([0-9a-f]{4})", group)
+    return storage.safe_name(f"{of_seeds[1]}-s{seed}-{of_seeds[2]}" if of_seeds else f"{group}-s{seed}")
 
 
 def _same_result(of: _Run) -> Result | None:
