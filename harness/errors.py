@@ -6,7 +6,8 @@ HarnessError                 exit code
 │   ├── DataError                 a data set, a split, a label
 │   └── ModelError                a checkpoint, a tokenizer, a layer name
 ├── TrainingError            1    a run that cannot go on
-│   └── MemoryExhausted           out of memory, and nothing is left to halve
+│   ├── MemoryExhausted           out of memory, and nothing is left to halve
+│   └── LostProcess               another process of the launch is gone
 ├── Stopped                  1    a run that a study ended early
 ├── StorageError             5    a file or folder that cannot be read or written
 │   └── UnusableRun               a run that was begun and cannot go on
@@ -54,6 +55,10 @@ class TrainingError(HarnessError):
 
 class MemoryExhausted(TrainingError):
     """Memory does not suffice, however small the pieces are."""
+
+
+class LostProcess(TrainingError):
+    """Another process of the launch is gone: this one cannot go on, the run can be resumed."""
 
 
 class Stopped(HarnessError):

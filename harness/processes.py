@@ -16,7 +16,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gath
 from torch import Tensor
 
 from harness import interruption, memory
-from harness.errors import SpecError, TrainingError
+from harness.errors import LostProcess, SpecError
 
 PATIENCE = datetime.timedelta(hours=2)
 """How long a process waits for a living one. That one has died is seen at once, by the launcher or the connection."""
@@ -111,7 +111,7 @@ class Agreement:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Around what needs every process. Raises TrainingError, in words, if another one is gone."""
+    """Around what needs every process. Raises LostProcess if another one is gone."""
     try:
         yield
     except RuntimeError as error:  # torch.distributed's errors are RuntimeErrors; only their texts differ
@@ -120,7 +120,7 @@ def together() -> Iterator[None]:
         lines = str(error).splitlines() or [type(error).__name__]
         what = f"process {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')} lost another process"
         fix = "its own message, or the launcher's, says why; then resume the run"
-        raise TrainingError(what, why=lines[0], fix=fix) from error
+        raise LostProcess(what, why=lines[0], fix=fix) from error
 
 
 def sum_over(accelerator: Accelerator, tensor: Tensor) -> Tensor:

@@ -119,19 +119,21 @@ def _run_replicates(session: Session, group: str, parent: str | None, oversight:
     with session.working(group, tracker, of_group=oversight is not None):
         if session.accelerator.is_main_process:
             record.write_spec(spec, spec.seeds, folder)
+            if session.tags:
+                storage.write_json(folder / "trial.json", session.tags)
         tracker.params({**spec.flat(), **device.describe()})
         parent_id = tracker.wait_open(60)
         for number, seed in enumerate(spec.seeds):
             one = oversight.of_seed(number, [r.scores for r in results]) if oversight else None
-            of = _Run(session, _name_of_child(group, seed), seed, parent_id, one, of_group=True)
+            of = _Run(session, name_of_child(group, seed), seed, parent_id, one, of_group=True)
             results.append(_same_result(of) or _run_seed(of, None))
         if session.accelerator.is_main_process:
             replicates.summarise([r.scores for r in results], [r.name for r in results], folder, tracker, terminal)
     return results
 
 
-def _name_of_child(group: str, seed: int) -> str:
-    """`lora-s1-3f9a` of `lora-x3-3f9a`; any other name with the seed behind it."""
+def name_of_child(group: str, seed: int) -> str:
+    """A replicate's name: `lora-s1-3f9a` of `lora-x3-3f9a`; any other name with the seed behind it."""
     of_seeds = re.fullmatch(r"(.*)-x[0-9]+-([0-9a-f]{4})", group)
     return storage.safe_name(f"{of_seeds[1]}-s{seed}-{of_seeds[2]}" if of_seeds else f"{group}-s{seed}")
 

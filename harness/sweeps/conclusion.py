@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,13 @@ def conclude(plan: Plan, study: Study, session: Session, tracker: Tracker) -> No
     storage.write_text(folder / "report.md", text)
     storage.write_json(folder / "report.json", report.as_values(facts))
     storage.write_text(folder / "trials.csv", report.to_csv(trials))
-    tracker.metrics(report.as_metrics(facts))
+    tracker.metrics(report.as_metrics(facts), len(trials))  # a study may grow
     tracker.tags({"mlflow.note.content": text})
     tracker.artifacts(folder, ignore=["journal.log*", "locks/*", "*.lock", "worker-*.log", "test/*"])
     session.terminal.say()
     session.terminal.say(report.for_terminal(facts))
     session.terminal.say(f"\nreport  {folder / 'report.md'}, with {', '.join(pages)}")
+    tracker.finish()
     if tracker.problem:
         session.terminal.say(f"NOTE    {tracker.problem}")
     session.terminal.say(f"See all runs:  {tracking.ui_command(session.spec.tracking.uri, session.output)}")
@@ -118,6 +120,10 @@ def _load(session: Session, seed: int, run: str) -> assembly.Assembled:
 
 def _latency(plan: Plan, session: Session, folder: Path, winners: dict[Arm, Confirmed]) -> list[dict[str, Any]]:
     """What a prediction costs: the winners taking turns, merged too where a method merges. [] where it is not asked."""
+    measured = folder / "latency" / "of.json"
+    runs = {arm: list(one.runs.values()) for arm, one in winners.items()}
+    if measured.exists() and json.loads(measured.read_text(encoding="utf-8")) != runs:
+        shutil.rmtree(folder / "latency")  # the study has grown, others won
     file = folder / "latency" / "latency.json"
     asked = plan.spec("search", plan.first("search")).latency
     if winners and asked.measure and not file.exists():
@@ -134,5 +140,6 @@ def _latency(plan: Plan, session: Session, folder: Path, winners: dict[Arm, Conf
         with session.accelerator.autocast():
             rows = latency.measure(calls, session.loaded.task.example, settings, device)
         latency.write(rows, folder / "latency")
+        storage.write_json(measured, runs)
     found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     return found

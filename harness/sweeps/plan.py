@@ -14,10 +14,14 @@ from harness.spec import Spec
 from harness.sweeps.space import Parameter, SearchSpace, as_list
 from harness.sweeps.trials import Arm
 
-_OF_THE_STUDY = ("name", "story", "seeds", "output", "tracking", "provenance", "precision", "evaluation.final")
+_OF_THE_STUDY = (
+    "name", "story", "seeds", "data", "metrics", "output", "tracking", "provenance", "precision", "evaluation.final",
+)  # fmt: skip
 """Settings that all trials of a study share."""
 _RECORDED = ("parameters/trainable", "memory/peak_gib", "time/train_s", "latency/p50_ms", "latency/p95_ms")
 """What every trial records beside its scores, and objectives and constraints may name."""
+_COMPARED = ("data", "metrics", "seeds")
+"""What all experiments of a study have to have in common."""
 _FREE = (
     "name",
     "story",
@@ -55,9 +59,16 @@ class Plan:
         Raises:
             SpecError: it is not a valid one.
         """
-        exp = str(chosen.get("exp") or self._given(arm))
-        overrides = [one for one in self.overrides if self._fits(one, arm, exp)]
-        return spec.load(exp, [*overrides, *self.words(chosen), *(own or [])])
+        exp = self.exp_of(arm, chosen)
+        return spec.load(exp, [*self.overrides_of(arm, exp), *self.words(chosen), *(own or [])])
+
+    def exp_of(self, arm: Arm, chosen: dict[str, Any]) -> str:
+        """The experiment of a configuration."""
+        return str(chosen.get("exp") or self._given(arm))
+
+    def overrides_of(self, arm: Arm, exp: str) -> list[str]:
+        """The overrides of the command line that hold for an experiment."""
+        return [one for one in self.overrides if self._fits(one, arm, exp)]
 
     def _given(self, arm: Arm) -> str | None:
         return self.space.baseline.exp if arm == "baseline" and self.space.baseline else self.exp
@@ -142,6 +153,8 @@ def _check_overrides(plan: Plan) -> Iterator[str]:
         key = override.lstrip("~+").split("=", 1)[0]
         if near := [one for one in searched if one == key or one.startswith(f"{key}.") or key.startswith(f"{one}.")]:
             yield f"{override}: {min(near)} is searched: leave it out, or choose another space"
+        if key in ("evaluation.final", "evaluation.baselines") or key.startswith("compression"):
+            yield f"{override}: a trial has no use for it: leave it out"
         if (
             plan.exp is None
             and (method := method_of(override))
@@ -152,13 +165,19 @@ def _check_overrides(plan: Plan) -> Iterator[str]:
 
 def _check_experiments(plan: Plan) -> Iterator[str]:
     """What is wrong before anything is chosen."""
+    shared: dict[str, dict[str, Any]] = {}
     for arm in plan.space.arms:
         for exp in plan.experiments(arm):
             try:
                 if exp in spec.names():
-                    plan.spec(arm, {"exp": exp})
+                    made = plan.spec(arm, {"exp": exp}).resolved()
+                    shared.setdefault(exp, {section: made[section] for section in _COMPARED})
             except SpecError as error:
                 yield from str(error).splitlines()
+    for exp, settings in shared.items():
+        first, expected = next(iter(shared.items()))
+        if odd := [section for section in _COMPARED if settings[section] != expected[section]]:
+            yield f"{exp}: its {' and '.join(odd)} are not those of {first}: nothing could be compared"
 
 
 def _check_metrics(plan: Plan) -> list[str]:
@@ -181,6 +200,11 @@ def _check_metrics(plan: Plan) -> list[str]:
         problems.append(
             f"{space.place(['workers'])}: workers: latency cannot be measured while other workers use the same machine"
         )
+    if "wilcoxon" in space.pruner:
+        needed = space.pruner["wilcoxon"].get("p_threshold", 0.1)
+        if 2.0 ** (1 - len(first.seeds)) >= needed:
+            problems.append(f"{space.place(['pruner'])}: pruner: wilcoxon looks over seeds, and {len(first.seeds)} are "
+                            f"too few for p below {needed}: name more, such as seeds=[0,1,2,3,4]")  # fmt: skip
     if space.confirm and (again := set(space.confirm.seeds) & set(first.seeds)):
         problems.append(
             f"{space.place(['confirm', 'seeds'])}: confirm.seeds: {min(again)} is not fresh, the search uses it"
@@ -296,7 +320,7 @@ def render(plan: Plan) -> str:
     space, lines = plan.space, [f"study {plan.name}", plan.space.story, ""]
     for arm in space.arms:
         exp = plan.experiments(arm)[0] if len(plan.experiments(arm)) == 1 else "experiments that the search chooses"
-        lines.append(f"{arm}: {space.trials or 'as many as fit'} trials of {exp}")
+        lines.append(f"{arm}: {space.size(arm) or 'as many as fit'} trials of {exp}")
         for parameter in space.parameters(arm):
             of = parameter.distribution
             when = "".join(f"  when {key} = {_either(value)}" for key, value in of.when.items())

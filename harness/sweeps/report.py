@@ -8,6 +8,7 @@ import json
 import shlex
 import statistics
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from harness import significance
 from harness.report import markdown_table
+from harness.sweeps.comparison import non_dominated
 from harness.sweeps.plan import Plan
 from harness.sweeps.trials import Arm, Confirmed, State, TrialRecord
 
@@ -62,13 +64,25 @@ class Facts:
     """Runs of the confirmation that did not finish: their configurations are left out."""
 
     @property
+    def sign(self) -> int:
+        """1 where more is better, else -1."""
+        return 1 if self.plan.space.objective[0].direction == "maximize" else -1
+
+    @cached_property
+    def difference(self) -> dict[str, Any] | None:
+        """See `difference`."""
+        return difference(self)
+
+    @property
     def metric(self) -> str:
         """The first objective's name without its split."""
         return self.plan.space.objective[0].metric.partition("/")[2]
 
     def name(self, arm: Arm) -> str:
-        """What a person calls the arm."""
+        """What a person calls the arm: where the search chose it, the experiment that won."""
         baseline = self.plan.space.baseline
+        if arm == "search" and (best := self.winners.get(arm)) and "exp" in best.params:
+            return str(best.params["exp"]) + (" (search)" if baseline and best.params["exp"] == baseline.exp else "")
         return baseline.exp if arm == "baseline" and baseline else (self.plan.exp or self.plan.space.name)
 
 
@@ -91,7 +105,7 @@ def search_table(facts: Facts) -> tuple[list[str], list[list[str]]]:
 def confirmation_table(facts: Facts) -> tuple[list[str], list[list[str]]]:
     """Each confirmed configuration: what the search promised, what fresh seeds gave, and the difference."""
     rows = []
-    for one in sorted(facts.confirmed, key=lambda one: (one.arm, -statistics.fmean(one.values.values()))):
+    for one in sorted(facts.confirmed, key=lambda one: (one.arm, -facts.sign * statistics.fmean(one.values.values()))):
         found = significance.mean_interval(list(one.values.values()))
         mark = " *" if facts.winners.get(one.arm) == one else ""
         rows.append(
@@ -102,7 +116,7 @@ def confirmation_table(facts: Facts) -> tuple[list[str], list[list[str]]]:
                 _spread(found),
                 f"[{found.low:.4f}, {found.high:.4f}]",
                 str(found.n),
-                f"{one.searched - found.mean:+.4f}",
+                f"{facts.sign * (one.searched - found.mean):+.4f}",
             ]
         )
     return ["confirmed", "with", "search", "fresh seeds", "95 %", "n", "optimism"], rows
@@ -130,6 +144,17 @@ def _p50(facts: Facts, arm: Arm) -> str:
     cell = {row["variant"]: row["p50_ms"] for row in rows if (row["batch_size"], row["length"]) == (size, length)}
     merged = f" ({cell[f'{arm} merged']:.1f})" if f"{arm} merged" in cell else ""
     return f"{cell[arm]:.1f}{merged}"
+
+
+def front_table(facts: Facts) -> tuple[list[str], list[list[str]]]:
+    """The trials that no other one beats in all objectives, best first by the first."""
+    complete = [one for one in facts.trials if one.state == "complete"]
+    objectives = facts.plan.space.objective
+    is_best = non_dominated([one.values for one in complete], [str(one.direction) for one in objectives])
+    front = [one for one, best in zip(complete, is_best, strict=True) if best]
+    front.sort(key=lambda one: -facts.sign * one.values[0])
+    rows = [[f"{one.arm} {one.number}", *(f"{value:.4g}" for value in one.values), told(one.params)] for one in front]
+    return ["trial", *(one.metric for one in objectives), "with"], rows
 
 
 def difference(facts: Facts) -> dict[str, Any] | None:
@@ -171,7 +196,9 @@ def difference(facts: Facts) -> dict[str, Any] | None:
 
 def verdict(facts: Facts) -> str:
     """One sentence on who wins, or why nobody does."""
-    found = difference(facts)
+    found = facts.difference
+    if len(facts.plan.space.objective) > 1:
+        return "Several objectives have no winner: see pareto.html, and the trials that no other one beats, below."
     if found is None and facts.tested:
         return f"There is nothing to compare {', '.join(facts.name(arm) for arm in facts.tested)} with."
     if found is None:
@@ -180,11 +207,10 @@ def verdict(facts: Facts) -> str:
     lows = [found["t_low"], found.get("nested_low", found["t_low"])]
     highs = [found["t_high"], found.get("nested_high", found["t_high"])]
     told = f"{ours} - {theirs} on the test split: {found['mean']:+.4f}, 95 % [{min(lows):+.4f}, {max(highs):+.4f}]"
-    told += f" (n = {len(found['seeds'])} seeds; the wider of paired t and nested bootstrap)"
-    if min(lows) > 0:
-        return f"{told}: {ours} is better."
-    if max(highs) < 0:
-        return f"{told}: {theirs} is better."
+    how = "the wider of paired t and nested bootstrap" if "nested_low" in found else "paired t, items not resampled"
+    told += f" (n = {len(found['seeds'])} seeds; {how})"
+    if min(lows) > 0 or max(highs) < 0:
+        return f"{told}: {ours if found['mean'] * facts.sign > 0 else theirs} is better."
     if found["sd"] == 0:
         return f"{told}: a tie. No seed differs from another, which so few test items can do by chance."
     missed = f"{found['detectable']:.4f}" if np.isfinite(found["detectable"]) else "any size"
@@ -193,7 +219,7 @@ def verdict(facts: Facts) -> str:
 
 def doubt(facts: Facts) -> str:
     """The tests' numbers, and how to read them."""
-    found = difference(facts)
+    found = facts.difference
     if found is None:
         return ""
     items = ", ".join(f"{p:.2f}" for p in found["discordant_p"])
@@ -220,11 +246,14 @@ def render(facts: Facts, pages: list[str], ui: str, place: Place) -> str:
             "*: the best mean, judged on the test split, which nothing else was. Optimism: what the search promised "
             "minus what fresh seeds gave; the best of many noisy values is too good.",
         ]
+    if len(space.objective) > 1:
+        parts += ["## Beaten by no other trial", markdown_table(*front_table(facts))]
     parts += [f"NOT CONFIRMED, left out: {told(one.params)}: {one.reason}" for one in facts.lost]
     parts += ["## The search", markdown_table(*search_table(facts)), _budget(facts)]
     for arm, one in facts.winners.items():
-        exp = one.params.get("exp") or facts.name(arm)
-        command = shlex.join(["python", "launch.py", f"exp={exp}", *plan.overrides, *plan.words(one.params)])
+        exp = plan.exp_of(arm, one.params)
+        given = [word for word in plan.overrides_of(arm, exp) if not word.startswith(("tracking.", "output="))]
+        command = shlex.join(["python", "launch.py", f"exp={exp}", *given, *plan.words(one.params)])
         parts.append(f"The best of {facts.name(arm)} again, as a run of its own:\n\n    {command}")
     parts.append(f"Figures beside this file: {', '.join(pages)}.")
     parts.append(f"All runs: `{ui}`; trials: `optuna-dashboard {place.shown_storage}`.")
@@ -235,7 +264,8 @@ def _budget(facts: Facts) -> str:
     seeds = facts.plan.spec("search", facts.plan.first("search")).seeds
     told = f"Every trial trains with seeds {seeds} on the same data."
     if facts.plan.space.baseline:
-        told += " The baseline is tuned under the same budget."
+        counts = [sum(one.arm == arm for one in facts.trials) for arm in facts.plan.space.arms]
+        told += f" Trials of search and baseline: {counts[0]} and {counts[1]}."
     return told
 
 
@@ -251,7 +281,7 @@ def as_values(facts: Facts) -> dict[str, Any]:
     """The same for programs."""
     tables = {"search": search_table(facts), "confirmed": confirmation_table(facts), "test": test_table(facts)}
     named = {name: [dict(zip(columns, row, strict=True)) for row in rows] for name, (columns, rows) in tables.items()}
-    found = difference(facts)
+    found = facts.difference
     shown = {key: value for key, value in (found or {}).items() if not isinstance(value, float) or np.isfinite(value)}
     return {"study": facts.plan.name, "verdict": verdict(facts), "difference": shown, **named}
 
@@ -275,7 +305,7 @@ def as_metrics(facts: Facts) -> dict[str, float]:
             own |= {f"test/{facts.metric}": statistics.fmean(scores)}
             own |= {f"test/{facts.metric}_sd": statistics.stdev(scores)} if len(scores) > 1 else {}
         found |= own if arm == "search" else {f"baseline/{key.replace('/', '_')}": value for key, value in own.items()}
-    if (told := difference(facts)) is not None:
+    if (told := facts.difference) is not None:
         found |= {f"test/difference_{key}": told[key] for key in ("mean", "t_low", "t_high") if np.isfinite(told[key])}
     return found
 

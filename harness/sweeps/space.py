@@ -283,6 +283,15 @@ class SearchSpace(Settings):
                 chosen[parameter.key] = suggest(parameter)
         return chosen
 
+    def size(self, arm: Arm) -> int | None:
+        """How many trials an arm has; None: as many as fit into `minutes`."""
+        if not self.parameters(arm):
+            return 1  # nothing to choose
+        if "grid" not in self.sampler:
+            return self.trials
+        cells = len(self.grid(arm))
+        return cells if self.trials is None else min(self.trials, cells)
+
     def grid(self, arm: Arm) -> list[dict[str, Any]]:
         """Every configuration, by the names of the parameters.
 

@@ -244,6 +244,10 @@ class Study:
     @_patient
     def records(self, stage: str) -> list[TrialRecord]:
         """Every trial of a stage, in order."""
+        return self.look(stage)
+
+    def look(self, stage: str) -> list[TrialRecord]:
+        """The same, without patience."""
         trials = self._trials(stage)
         return [_record(trial.user_attrs.get("given", {}).get("arm", stage), trial, self.space) for trial in trials]
 
@@ -253,12 +257,13 @@ class Study:
 
     @_patient
     def plan_confirmation(self, tasks: list[dict[str, Any]]) -> None:
-        """Make one waiting trial for each task, unless it was done."""
+        """Make one waiting trial for each task, unless there is one; one that failed is tried again, a few times."""
         with _reaching(self.shown_storage), self._alone():
             study = self._load("confirm")
-            known = [trial.user_attrs.get("given") for trial in study.get_trials(deepcopy=False)]
+            done = study.get_trials(deepcopy=False)
             for task in tasks:
-                if task not in known:
+                states = [trial.state for trial in done if trial.user_attrs.get("given") == task]
+                if states.count(TrialState.FAIL) == len(states) < _ATTEMPTS:
                     study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={"given": task}))
 
     @_patient
@@ -270,10 +275,7 @@ class Study:
         return stage != "confirm" and not self._is_spent(stage, trials)
 
     def _is_spent(self, stage: str, trials: list[FrozenTrial]) -> bool:
-        limit = self.space.trials
-        if "grid" in self.space.sampler:
-            size = len(self.space.grid(arm_of(stage)))
-            limit = size if limit is None else min(limit, size)
+        limit = self.space.size(arm_of(stage))
         if limit is not None and len(trials) >= limit:
             return True
         spent = sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
@@ -334,7 +336,7 @@ class Study:
         trial_id, storage = found._trial_id, self._storage
         attempts = int(found.user_attrs.get("attempts", 0)) + 1
         if attempts - int(found.user_attrs.get("stops", 0)) > _ATTEMPTS:
-            storage.set_trial_user_attr(trial_id, "reason", f"its process was killed {_ATTEMPTS} times")
+            storage.set_trial_user_attr(trial_id, "reason", f"its process ended {_ATTEMPTS} times while it ran")
             storage.set_trial_state_values(trial_id, TrialState.FAIL)
             return None
         beat = functools.partial(storage.record_heartbeat, trial_id) if self._beats else None
@@ -399,12 +401,13 @@ class Study:
             values = values if state == "complete" else None
             self._load(claim.stage, claim.number).tell(trial, values, state=told, skip_if_finished=True)
 
-    def put_back(self, claim: Claim) -> None:
-        """Leave a trial for whoever goes on: this process was asked to stop."""
+    def put_back(self, claim: Claim, *, is_asked: bool = True) -> None:
+        """Leave a trial for whoever goes on. `is_asked`: this process was asked to stop, the trial is not to blame."""
         with suppress(StorageError), _reaching(self.shown_storage):
             if self._is_ours(claim):
                 trial_id = claim.trial._trial_id
-                self._storage.set_trial_user_attr(trial_id, "stops", int(claim.trial.user_attrs.get("stops", 0)) + 1)
+                stops = int(claim.trial.user_attrs.get("stops", 0)) + is_asked
+                self._storage.set_trial_user_attr(trial_id, "stops", stops)
                 self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
         claim.lease.release()
 

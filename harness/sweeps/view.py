@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.console import Terminal
+from harness.errors import StorageError
 from harness.sweeps.space import SearchSpace
 from harness.sweeps.trials import TrialRecord
 
@@ -26,7 +28,7 @@ _COLOURS = {"complete": "green", "pruned": "yellow", "infeasible": "magenta", "f
 class Trials(Protocol):
     """Where the trials of a study are read."""
 
-    def records(self, stage: str) -> list[TrialRecord]:
+    def look(self, stage: str) -> list[TrialRecord]:
         """Every trial of a stage."""
 
 
@@ -64,7 +66,10 @@ class StudyView:
         if not self._out.speaks or (time.monotonic() - self._shown_at < _REFRESH_SECONDS and not at_once):
             return
         self._shown_at = time.monotonic()
-        records = {stage: study.records(stage) for stage in (*self.space.arms, "confirm")}
+        with suppress(StorageError):  # there is more to do than to look
+            self._show({stage: study.look(stage) for stage in (*self.space.arms, "confirm")})
+
+    def _show(self, records: dict[str, list[TrialRecord]]) -> None:
         if self._live:
             self._live.update(Group(self._table(records), Text(self.status(records), style="bold")), refresh=True)
         else:
@@ -100,7 +105,7 @@ class StudyView:
             of = records.get(arm, [])
             done = [one for one in of if one.state not in ("running", "waiting")]
             best = self._best(of)
-            told = [f"{arm} {len(done)}" + (f"/{self.space.trials}" if self.space.trials else "")]
+            told = [f"{arm} {len(done)}" + (f"/{size}" if (size := self.space.size(arm)) else "")]
             told += [f"best {best.values[0]:.4f}"] if best else []
             told += [f"{count} {state}" for state in ("pruned", "infeasible", "failed")
                      if (count := sum(one.state == state for one in of))]  # fmt: skip
@@ -121,8 +126,8 @@ class StudyView:
         left = 0.0
         for arm in self.space.arms:
             done = [one.seconds for one in records.get(arm, []) if one.seconds]
-            if done and self.space.trials:
-                left += statistics.fmean(done) * max(0, self.space.trials - len(done))
+            if done and (size := self.space.size(arm)):
+                left += statistics.fmean(done) * max(0, size - len(done))
         waiting = [one for one in records.get("confirm", []) if one.state in ("waiting", "running")]
         done = [one.seconds for one in records.get("confirm", []) if one.seconds]
         left += len(waiting) * statistics.fmean(done) if done else 0.0

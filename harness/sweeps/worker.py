@@ -15,16 +15,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from harness import processes, storage
+from harness import memory, processes, storage
 from harness.errors import (
+    DataError,
     HarnessError,
+    Interrupted,
+    LostProcess,
     MemoryExhausted,
+    ModelError,
+    SpecError,
     Stopped,
     TrainingError,
     UnusableRun,
     UserError,
 )
-from harness.run import Result, run_in
+from harness.run import Result, name_of_child, run_in
 from harness.selection import Oversight
 from harness.session import Session
 from harness.spec import Spec
@@ -32,6 +37,7 @@ from harness.sweeps.plan import Plan
 from harness.sweeps.study import TAKEN, Claim, Study
 from harness.sweeps.trials import Arm, State, TrialRecord
 from harness.sweeps.view import StudyView
+from harness.train import NonFinite
 
 _WAIT_SECONDS = 1.0
 """How often a process that has nothing to do looks again: others still work on trials."""
@@ -83,15 +89,15 @@ class Worker:
         """
         while True:
             claim = self._next(stages) if self.study else None
-            started = time.monotonic()
             try:
                 task: Task | None = processes.from_first(self.accelerator, self._task(claim) if claim else None)
                 if task is None:
                     return
+                started = time.monotonic()
                 end = self._run(task, claim, started)
-            except BaseException:
-                if claim and self.study:
-                    self.study.put_back(claim)
+            except BaseException as error:
+                if claim and self.study:  # what kills its process every time is given up in the end
+                    self.study.put_back(claim, is_asked=isinstance(error, Interrupted | KeyboardInterrupt))
                 raise
             self._tell(claim, task, end, time.monotonic() - started)
 
@@ -132,18 +138,30 @@ class Worker:
             end = _End("infeasible" if error.is_infeasible else "pruned", error.what)
         except MemoryExhausted as error:
             end = _End("infeasible", error.what)
+        except LostProcess:
+            raise
+        except (SpecError, ModelError, DataError, NonFinite) as error:
+            end = _End("failed", str(error))
         except (UserError, TrainingError, UnusableRun) as error:
+            self._raise_beside_others()
             end = _End("failed", str(error))
         except (HarnessError, KeyboardInterrupt):
             raise
         except Exception as error:
-            if self.accelerator.num_processes > 1:
-                raise  # the others are somewhere else: only the launcher can end them
-            end = _End("failed", f"{type(error).__name__}: {error}")
+            self._raise_beside_others()
+            end = _End("infeasible" if memory.ran_out(error) else "failed", f"{type(error).__name__}: {error}")
             self._keep_traceback(task)
+        finally:
+            self.accelerator.free_memory()  # the optimizer, which a run that did not finish has left there
         if self.accelerator.is_main_process and end.reason != TAKEN:
-            shutil.rmtree(self.session.output / "runs" / task.run / "checkpoints", ignore_errors=True)
+            for name in (task.run, *(name_of_child(task.run, seed) for seed in self.session.spec.seeds)):
+                shutil.rmtree(self.session.output / "runs" / name / "checkpoints", ignore_errors=True)
         return end
+
+    def _raise_beside_others(self) -> None:
+        """Raise what is being handled again if there are other processes: they may be somewhere else by now."""
+        if self.accelerator.num_processes > 1:
+            raise
 
     def _keep_traceback(self, task: Task) -> None:
         folder = self.session.output / "runs" / task.run
@@ -190,8 +208,14 @@ class Worker:
 
 
 def trial_spec(plan: Plan, arm: Arm, chosen: dict[str, Any], own: list[str]) -> Spec:
-    """The spec of a trial: its configuration, in the study's MLflow experiment, measured as far as the study asks."""
-    quick = [f"latency.measure={str(plan.measures_latency).lower()}", "evaluation.baselines=false"]
+    """The spec of a trial: its configuration, in the study's MLflow experiment, measured as far as the study asks.
+
+    The checkpoint that is kept is the best by the first objective, unless the command line says otherwise.
+    """
+    first = plan.space.objective[0]
+    selects = not any(one.lstrip("+~").startswith("early_stopping") for one in plan.overrides)
+    kept = [f"early_stopping.metric={first.metric}", f"early_stopping.direction={first.direction}"] if selects else []
+    quick = [*kept, f"latency.measure={str(plan.measures_latency).lower()}", "evaluation.baselines=false"]
     made = plan.spec(arm, chosen, [*quick, *own])
     if made.tracking.experiment:
         return made

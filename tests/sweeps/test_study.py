@@ -287,7 +287,7 @@ def test_a_trial_that_kills_its_process_every_time_is_given_up(tmp_path: Path) -
     study = Study(plan, tmp_path)
     assert _claim(study).number == 1
     assert [(one.state, one.reason) for one in _records(study)] == [
-        ("failed", "its process was killed 3 times"), ("running", "")
+        ("failed", "its process ended 3 times while it ran"), ("running", "")
     ]  # fmt: skip
 
 

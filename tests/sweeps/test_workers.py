@@ -89,7 +89,7 @@ def test_a_trial_whose_process_is_killed_three_times_is_given_up(tmp_path: Path)
     assert claim
     assert claim.number == 1
     first, second = study.records("search")
-    assert (first.state, first.reason, second.state) == ("failed", "its process was killed 3 times", "running")
+    assert (first.state, first.reason, second.state) == ("failed", "its process ended 3 times while it ran", "running")
 
 
 def test_a_claim_that_fails_halfway_leaves_the_trial_to_be_taken(
