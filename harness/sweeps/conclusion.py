@@ -15,7 +15,7 @@ from harness.evaluate import Evaluator
 from harness.session import Session
 from harness.sweeps import figures, report
 from harness.sweeps.plan import Plan
-from harness.sweeps.report import Tested
+from harness.sweeps.report import OnTest
 from harness.sweeps.study import Study
 from harness.sweeps.trials import Arm, Confirmed, TrialRecord
 from harness.sweeps.worker import trial_spec
@@ -78,7 +78,7 @@ def winner(plan: Plan, confirmed: list[Confirmed]) -> Confirmed | None:
     return pick(confirmed, key=lambda one: float(np.mean(list(one.values.values()))), default=None)
 
 
-def _tested(plan: Plan, session: Session, folder: Path, one: Confirmed) -> Tested:
+def _tested(plan: Plan, session: Session, folder: Path, one: Confirmed) -> OnTest:
     """Predictions and scores of each seed's run on the test split."""
     found: dict[str, Any] = {}
     scores, predicted = [], []
@@ -90,7 +90,7 @@ def _tested(plan: Plan, session: Session, folder: Path, one: Confirmed) -> Teste
         scores.append(found["scores"])
         predicted.append(found["predicted"])
     labels = np.asarray(found["labels"])
-    return Tested(list(one.runs), scores, np.asarray(predicted), labels, len(found["label_names"]))
+    return OnTest(list(one.runs), scores, np.asarray(predicted), labels, len(found["label_names"]))
 
 
 def _judge(plan: Plan, session: Session, one: Confirmed, seed: int, run: str) -> dict[str, Any]:

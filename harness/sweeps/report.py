@@ -29,7 +29,7 @@ _COSTS = {
 
 
 @dataclass(frozen=True)
-class Tested:
+class OnTest:
     """One configuration on the test split."""
 
     seeds: list[int]
@@ -58,7 +58,7 @@ class Facts:
     trials: list[TrialRecord]
     confirmed: list[Confirmed]
     winners: dict[Arm, Confirmed]
-    tested: dict[Arm, Tested]
+    tested: dict[Arm, OnTest]
     latency: list[dict[str, Any]]
     lost: list[TrialRecord]
     """Runs of the confirmation that did not finish: their configurations are left out."""
