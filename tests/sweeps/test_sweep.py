@@ -202,14 +202,14 @@ def test_constraints_keep_a_trial_from_being_the_best(tmp_path: Path, tiny: list
 
 
 def test_seeds_within_a_trial_are_children_and_wilcoxon_prunes_over_them(tmp_path: Path, tiny: list[str]) -> None:
-    assert study(tmp_path, tiny, "seeds=[1,2,3]", "pruner=wilcoxon", "trials=1") == 0
+    assert study(tmp_path, tiny, "seeds=[1,2,3]", "pruner=wilcoxon") == 2, "three can never be enough"
+    assert study(tmp_path, tiny, "seeds=[1,2,3,4,5]", "pruner=wilcoxon", "trials=1", "~confirm", "~baseline") == 0
     runs = mlflow_runs(tmp_path)
-    assert {name for name, run in runs.items() if run["parent"] == "small-s000"} == {
-        "small-s000-s1", "small-s000-s2", "small-s000-s3",
-    }  # fmt: skip
-    values = [runs[f"small-s000-s{seed}"]["metrics"]["validation/f1_macro"] for seed in (1, 2, 3)]
-    (row,) = [row for row in trials(tmp_path) if row["arm"] == "search"]
-    assert float(row["value"]) == pytest.approx(sum(values) / 3, abs=1e-6)
+    children = {f"small-s000-s{seed}" for seed in range(1, 6)}
+    assert {name for name, run in runs.items() if run["parent"] == "small-s000"} == children
+    values = [runs[name]["metrics"]["validation/f1_macro"] for name in sorted(children)]
+    (row,) = trials(tmp_path)
+    assert float(row["value"]) == pytest.approx(sum(values) / 5, abs=1e-6)
 
 
 def test_all_processes_of_a_launch_follow_the_same_trial_and_a_pruner_ends_it_on_all(
