@@ -153,7 +153,7 @@ def _check_overrides(plan: Plan) -> Iterator[str]:
         key = override.lstrip("~+").split("=", 1)[0]
         if near := [one for one in searched if one == key or one.startswith(f"{key}.") or key.startswith(f"{one}.")]:
             yield f"{override}: {min(near)} is searched: leave it out, or choose another space"
-        if key in ("evaluation.final", "evaluation.baselines") or key.startswith("compression"):
+        if key == "evaluation.final" or key.startswith("compression") or override == "evaluation.baselines=true":
             yield f"{override}: a trial has no use for it: leave it out"
         if (
             plan.exp is None

@@ -213,3 +213,16 @@ def test_a_study_that_chooses_the_experiment_holds_the_settings_of_each(make: Ma
     text = "  exp: {choice: [lora, mixout]}\n"
     before, after = definition(make(text, None)), definition(make(text, None, overrides=("methods.mixout.p=0.3",)))
     assert differences(before, after) == ["spec.search.mixout.methods.mixout.p: 0.5 -> 0.3"]
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENT))
+def test_what_makes_a_study_small_fits_every_space(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"exp={EXPERIMENT[name]}"] if EXPERIMENT[name] else []
+    assert main([f"sweep={name}", *words, "--smoke", "--plan"]) == 0
+    assert "search: 2 trials" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["evaluation.final=test", "evaluation.baselines=true", "compression.int8=true"])
+def test_what_a_trial_has_no_use_for_is_refused(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["exp=lora", "sweep=lora_rank", word, "--plan"]) == 2
+    assert f"{word}: a trial has no use for it" in capsys.readouterr().err
