@@ -74,16 +74,27 @@ def test_a_run_without_checkpoints_verifies_as_ever(tmp_path: Path) -> None:
     assert [link.kind for link in links(run, [KEY])] == ["start", "end"]
 
 
-def test_golden_chain_of_format_1_verifies_for_ever() -> None:
+def with_weights(interrupted: Path, to: Path) -> Path:
+    """A copy of the golden run that was stopped, with what stands for the weights of its checkpoints."""
+    shutil.copytree(interrupted, to)
+    for folder in (to / "checkpoints").iterdir():
+        for name in ("best", "optimizer", "trained"):
+            file = f"{name}.safetensors"
+            (folder / file).write_bytes(f"{file} {int(folder.name.removeprefix('step-'))}\n".encode())
+    return to
+
+
+def test_golden_chain_of_format_1_verifies_for_ever(tmp_path: Path) -> None:
     verdict = verify(GOLDEN / "chain", [GOLDEN_KEY])
     assert verdict.exit_code == 0, problems(verdict)
     assert [link.step for link in links(GOLDEN / "chain", [GOLDEN_KEY])] == [None, 10, 15, 20, 25, None]
     assert verdict.envelopes["end"].attestation_id == (
         "harness1:e1c75eb5360693c9f71a0c3eafdbf32bea55b87c5accd52c1f62f7c8473eb997"
     )
-    stopped = verify(GOLDEN / "interrupted", [GOLDEN_KEY])
+    run = with_weights(GOLDEN / "interrupted", tmp_path / "interrupted")
+    stopped = verify(run, [GOLDEN_KEY])
     assert (stopped.exit_code, list(problems(stopped))) == (3, ["end.envelope.json"])
-    newest = GOLDEN / "interrupted/checkpoints/step-0000020"
+    newest = run / "checkpoints/step-0000020"
     assert verify(newest, [GOLDEN_KEY]).exit_code == 0
     assert open_envelope(newest / "checkpoint.envelope.json", [GOLDEN_KEY], "checkpoint").predicate
 
