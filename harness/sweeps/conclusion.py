@@ -29,7 +29,7 @@ def conclude(plan: Plan, study: Study, session: Session, tracker: Tracker) -> No
     """
     folder, space = study.folder, plan.space
     trials = [one for arm in space.arms for one in study.records(arm)]
-    again = study.records("confirm")
+    again = latest(study.records("confirm"))
     confirmed, lost = confirmed_of(again), [one for one in again if one.state != "complete"]
     winners = {arm: best for arm in space.arms if (best := winner(plan, [one for one in confirmed if one.arm == arm]))}
     tested = {arm: _tested(plan, session, folder, one) for arm, one in winners.items()}
@@ -53,6 +53,11 @@ def conclude(plan: Plan, study: Study, session: Session, tracker: Tracker) -> No
     if tracker.problem:
         session.terminal.say(f"NOTE    {tracker.problem}")
     session.terminal.say(f"See all runs:  {tracking.ui_command(session.spec.tracking.uri, session.output)}")
+
+
+def latest(records: list[TrialRecord]) -> list[TrialRecord]:
+    """The last try of each configuration on each seed: one that failed may have been trained again."""
+    return list({(one.arm, one.params["number"], one.params["seed"]): one for one in records}.values())
 
 
 def confirmed_of(records: list[TrialRecord]) -> list[Confirmed]:

@@ -10,6 +10,7 @@ import pytest
 
 from harness.sweeps import plan as planning
 from harness.sweeps import report, space
+from harness.sweeps.conclusion import confirmed_of, latest
 from harness.sweeps.report import Facts, OnTest
 from harness.sweeps.trials import Arm, Confirmed, TrialRecord
 
@@ -89,3 +90,16 @@ def test_commands_to_run_the_best_again_hold_for_their_experiment_and_tell_no_se
     assert "python launch.py exp=lora methods.lora.target_modules=all train.epochs=2 train.learning_rate=0.001" in text
     assert "python launch.py exp=full_finetune train.epochs=2 train.learning_rate=0.001\n" in text
     assert "secret" not in text
+
+
+def test_a_confirmation_that_failed_and_was_trained_again_counts() -> None:
+    task = {"arm": "search", "number": 3, "chosen": {"train.learning_rate": 1e-3}, "searched": 0.7}
+    first, second = ({**task, "seed": seed} for seed in (100, 101))
+    records = [
+        TrialRecord("search", 0, "failed", first, []),
+        TrialRecord("search", 1, "complete", second, [0.6], run="b"),
+        TrialRecord("search", 2, "complete", first, [0.5], run="a"),
+    ]
+    (found,) = confirmed_of(latest(records))
+    assert (found.number, found.values, found.runs) == (3, {100: 0.5, 101: 0.6}, {100: "a", 101: "b"})
+    assert confirmed_of(latest(records[:2])) == [], "a seed is missing"
