@@ -74,18 +74,22 @@ def list_runs(folder: Path, uri: str | None = None) -> Iterator[tuple[FoundRun, 
         raise StorageError(f"cannot read {without_password(store)}", why=first_line(error)) from error
 
 
-def reap(folder: Path, uri: str | None = None, *, force: bool = False) -> Iterator[tuple[str, str]]:
+def reap(
+    folder: Path, uri: str | None = None, *, force: bool = False, only: set[str] | None = None
+) -> Iterator[tuple[str, str]]:
     """End every RUNNING run whose process is gone as KILLED; yields each run's name and what was done.
 
     Args:
         folder: the runs folder, where the locks are.
         uri: the store; None: `$MLFLOW_TRACKING_URI`, else SQLite in the folder.
         force: end runs without a lock file, too.
+        only: the runs of these names, not every one.
 
     Raises:
         StorageError: the store cannot be read or written.
     """
     running = [run for run, _ in list_runs(folder, uri) if run.status == "RUNNING"]
+    running = [run for run in running if only is None or run.name in only]
     for run in running:
         if (folder / "spool" / f"{safe_part(run.name)}.jsonl").exists():
             yield run.name, "left alone: records of it wait for `harness sync`"

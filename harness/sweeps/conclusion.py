@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness import assembly, checkpoint, deployment, evaluate, latency, registry, storage, tracking
+from harness import assembly, checkpoint, deployment, evaluate, latency, liveness, registry, storage, tracking
 from harness.errors import StorageError
 from harness.evaluate import Evaluator
 from harness.session import Session
@@ -18,8 +19,11 @@ from harness.sweeps.plan import Plan
 from harness.sweeps.report import OnTest
 from harness.sweeps.study import Study
 from harness.sweeps.trials import Arm, Confirmed, TrialRecord
-from harness.sweeps.worker import trial_spec
+from harness.sweeps.worker import drop_checkpoints, run_name, trial_spec
 from harness.tracker import Tracker
+
+_CONCLUDED = "concluded"
+"""What is remembered of the study when its report is made."""
 
 
 def conclude(plan: Plan, study: Study, session: Session, tracker: Tracker) -> None:
@@ -33,19 +37,22 @@ def conclude(plan: Plan, study: Study, session: Session, tracker: Tracker) -> No
     confirmed, lost = confirmed_of(again), [one for one in again if one.state != "complete"]
     winners = {arm: best for arm in space.arms if (best := winner(plan, [one for one in confirmed if one.arm == arm]))}
     tested = {arm: _tested(plan, session, folder, one) for arm, one in winners.items()}
+    opened = _opened_before(folder, winners)
     times = _latency(plan, session, folder, winners)
-    facts = report.Facts(plan, trials, confirmed, winners, tested, times, lost)
+    facts = report.Facts(plan, trials, confirmed, winners, tested, times, lost, opened)
     objectives = [(one.metric, str(one.direction)) for one in space.objective]
     scales = {parameter.key: parameter.distribution.scale for parameter in space.parameters("search")}
     importances = study.importances()
     pages = figures.write(folder, trials, confirmed, objectives, scales, importances)
-    text = report.render(facts, pages, tracking.ui_command(session.spec.tracking.uri, session.output), study)
+    text = report.render(facts, pages, tracking.ui_command(session.spec.tracking.uri, session.output), study.store)
     storage.write_text(folder / "report.md", text)
     storage.write_json(folder / "report.json", report.as_values(facts))
     storage.write_text(folder / "trials.csv", report.to_csv(trials))
     tracker.metrics(report.as_metrics(facts), len(trials))  # a study may grow
     tracker.tags({"mlflow.note.content": text})
     tracker.artifacts(folder, ignore=["journal.log*", "locks/*", "*.lock", "worker-*.log", "test/*"])
+    study.remember(_CONCLUDED, str(_progress(study)))
+    _clear_given_up(plan, session, trials)
     session.terminal.say()
     session.terminal.say(report.for_terminal(facts))
     session.terminal.say(f"\nreport  {folder / 'report.md'}, with {', '.join(pages)}")
@@ -53,6 +60,32 @@ def conclude(plan: Plan, study: Study, session: Session, tracker: Tracker) -> No
     if tracker.problem:
         session.terminal.say(f"NOTE    {tracker.problem}")
     session.terminal.say(f"See all runs:  {tracking.ui_command(session.spec.tracking.uri, session.output)}")
+
+
+def is_concluded(study: Study) -> bool:
+    """Whether the report was made of all trials that the study has now."""
+    return study.recall(_CONCLUDED) == str(_progress(study))
+
+
+def _progress(study: Study) -> dict[str, int]:
+    return {stage: len(study.records(stage)) for stage in (*study.space.arms, "confirm")}
+
+
+def _opened_before(folder: Path, winners: dict[Arm, Confirmed]) -> int:
+    """How many other configurations met the test split in earlier reports, before the study grew."""
+    now = {run for one in winners.values() for run in one.runs.values()}
+    judged = {file.stem for file in (folder / "test").glob("*.json")} - now
+    return len({run.rpartition("-seed")[0] for run in judged})
+
+
+def _clear_given_up(plan: Plan, session: Session, trials: list[TrialRecord]) -> None:
+    """End the runs of trials whose process was killed every time, and remove what nobody goes on with."""
+    names = {run_name(plan, one.arm, one.number) for one in trials if one.state == "failed" and not one.run}
+    for name in names:
+        drop_checkpoints(session, name)
+    with suppress(StorageError):  # a server that is away: `harness runs reap` does it
+        for _ in liveness.reap(session.output, session.spec.tracking.uri, only=names) if names else ():
+            pass
 
 
 def latest(records: list[TrialRecord]) -> list[TrialRecord]:

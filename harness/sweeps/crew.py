@@ -22,6 +22,8 @@ _RESTARTS = 3
 _PATIENCE_SECONDS = 60.0
 """How long a worker that was asked to stop may take to save its checkpoint."""
 _TAIL = 12
+_PASSED_ON = ("HARNESS_", "HF_", "MLFLOW_", "PG")
+"""Variables of this machine whose names begin so hold on every machine of a Ray cluster: no password in a command."""
 
 
 class Crew(Protocol):
@@ -99,7 +101,8 @@ class _RayTasks:
         resources = {"num_cpus": space.resources.cpus, "num_gpus": space.resources.gpus}
         task = ray.remote(**resources, max_retries=_RESTARTS)(_ray_worker)
         cores = max(1, int(space.resources.cpus))
-        self._waiting = [task.remote(arguments, number, cores, folder) for number in range(space.workers)]
+        ours = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
+        self._waiting = [task.remote(arguments, number, cores, folder, ours) for number in range(space.workers)]
 
     def is_at_work(self) -> bool:
         """Whether any of them still works. Raises TrainingError."""
@@ -121,11 +124,13 @@ class _RayTasks:
             self._ray.wait(self._waiting, num_returns=len(self._waiting), timeout=_PATIENCE_SECONDS)
 
 
-def _ray_worker(arguments: list[str], number: int, cores: int, folder: Path) -> tuple[int, Path, str]:
+def _ray_worker(
+    arguments: list[str], number: int, cores: int, folder: Path, passed_on: dict[str, str]
+) -> tuple[int, Path, str]:
     """Runs in Ray: one worker process; killed by a signal it is started again. Returns exit code, log, its end."""
     log = folder / f"worker-{number}.log"
     told = {"HARNESS_WORKER": str(number), "HARNESS_CORES": str(cores)}
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | told
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | passed_on | told
     code = -1
     for _ in range(_RESTARTS + 1):
         process = _start_worker(arguments, environment, log)

@@ -46,7 +46,7 @@ class Place(Protocol):
     """Where a study is kept."""
 
     @property
-    def shown_storage(self) -> str:
+    def shown(self) -> str:
         """For people."""
 
 
@@ -62,6 +62,8 @@ class Facts:
     latency: list[dict[str, Any]]
     lost: list[TrialRecord]
     """Runs of the confirmation that did not finish: their configurations are left out."""
+    opened: int = 0
+    """Other configurations that met the test split in earlier reports, before the study grew."""
 
     @property
     def sign(self) -> int:
@@ -256,7 +258,7 @@ def render(facts: Facts, pages: list[str], ui: str, place: Place) -> str:
         command = shlex.join(["python", "launch.py", f"exp={exp}", *given, *plan.words(one.params)])
         parts.append(f"The best of {facts.name(arm)} again, as a run of its own:\n\n    {command}")
     parts.append(f"Figures beside this file: {', '.join(pages)}.")
-    parts.append(f"All runs: `{ui}`; trials: `optuna-dashboard {place.shown_storage}`.")
+    parts.append(f"All runs: `{ui}`; trials: `optuna-dashboard {place.shown}`.")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

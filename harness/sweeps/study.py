@@ -14,19 +14,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
-import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import optuna
-from filelock import FileLock
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import StorageError, UserError
@@ -34,17 +28,14 @@ from harness.storage import RunLock
 from harness.sweeps import sampling
 from harness.sweeps.plan import Plan, definition, differences
 from harness.sweeps.space import SearchSpace
+from harness.sweeps.store import Lease, Store, patient
 from harness.sweeps.trials import Arm, State, TrialRecord
 
 _STAGES: tuple[str, ...] = ("search", "baseline", "confirm")
 _ATTEMPTS = 3
 """A trial whose process was killed so often is given up."""
-_MISSED_BEATS = 3
-"""A trial whose process was not seen for so long is taken up by another one."""
 _EFFORT = "memory and time"
 """The constraint that a trial breaks which runs out of either."""
-_PATIENCE = (1, 2, 4, 8, 15, 30)
-"""Seconds between attempts to reach a storage that does not answer."""
 TAKEN = "another process took it up"
 """Why a process leaves a trial that it could not show its life for."""
 _STATES: dict[TrialState, State] = {
@@ -54,7 +45,6 @@ _STATES: dict[TrialState, State] = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
 }
-_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -71,41 +61,7 @@ class Claim:
     attempt: int
     """1, unless its process was killed before."""
     trial: optuna.Trial
-    lease: _Lease
-
-
-class _Lease:
-    """Shows that this process works on a trial, until it is released or the process dies."""
-
-    def __init__(self, lock: RunLock, beat: Callable[[], None] | None, seconds: int) -> None:
-        """`beat` shows it to other machines."""
-        self._lock, self._released = lock, threading.Event()
-        if beat:
-            threading.Thread(target=self._beat, args=(beat, seconds), name="heartbeat", daemon=True).start()
-
-    def _beat(self, beat: Callable[[], None], seconds: int) -> None:
-        while not self._released.wait(seconds):
-            with suppress(Exception):  # the database may be away for a while
-                beat()
-
-    def release(self) -> None:
-        """Give it back; may be repeated."""
-        self._released.set()
-        self._lock.release()
-
-
-def _patient(method: _Method) -> _Method:
-    """A storage that does not answer is asked again, for a minute."""
-
-    @functools.wraps(method)
-    def asking(*args: Any, **kwargs: Any) -> Any:
-        for pause in _PATIENCE:
-            with suppress(StorageError):
-                return method(*args, **kwargs)
-            time.sleep(pause)
-        return method(*args, **kwargs)
-
-    return cast(_Method, asking)
+    lease: Lease
 
 
 class Study:
@@ -127,121 +83,59 @@ class Study:
         self.plan, self.space, self.folder = plan, plan.space, folder
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         sampling.check(self.space)
-        self.url = self.space.storage
-        _refuse(self.url, self.space)
+        self.store = Store(self.space, plan.name, folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._beats = (self.url or "").startswith("postgresql")
         now = definition(plan)
-        with _reaching(self.shown_storage), sampling.quietly(), self._alone():
-            self._storage: Any = self._open()
+        self.is_new = False
+        """Whether this process began it."""
+        with self.store.reaching(), sampling.quietly(), self.store.alone():
+            self.store.open()
             self._begin(now)
-
-    @property
-    def shown_storage(self) -> str:
-        """Where it is kept, as `optuna-dashboard` is told; without a password."""
-        if self.url is None:
-            return str(self.folder / "journal.log")
-        return re.sub(r"(?<=[?&])password=[^&]*&?", "", re.sub(r"(://[^:/@]*):.*@", r"\1@", self.url))
-
-    def _open(self) -> Any:
-        if self.url is None:
-            return optuna.storages.JournalStorage(JournalFileBackend(str(self.folder / "journal.log")))
-        seconds = self.space.heartbeat_seconds if self._beats else None
-        found = optuna.storages.RDBStorage(
-            self.url,
-            engine_kwargs={"pool_pre_ping": True},
-            heartbeat_interval=seconds,
-            grace_period=seconds and _MISSED_BEATS * seconds,
-        )
-        return optuna.storages.get_storage(found)  # once: it remembers finished trials
-
-    def close(self) -> None:
-        """Hang up."""
-        if self.url is not None:
-            self._storage._backend.engine.dispose()
 
     def _begin(self, now: dict[str, Any]) -> None:
         for stage in _STAGES:
             directions = [one.direction for one in self.space.objective]
             study = optuna.create_study(
-                study_name=self._name(stage), storage=self._storage, directions=directions, load_if_exists=True
+                study_name=self._name(stage), storage=self.store.backend, directions=directions, load_if_exists=True
             )
             before = study.user_attrs.get("definition")
             if before is None:
                 study.set_user_attr("definition", now)
                 if stage == "search":
+                    self.is_new = True
                     study.set_metric_names([one.metric for one in self.space.objective])
             elif changes := differences(before, now):
                 raise UserError(
                     f"the study '{self.plan.name}' was begun with other settings:\n  " + "\n  ".join(changes),
-                    where=self.shown_storage,
+                    where=self.store.shown,
                     fix="put them back, or begin another one: study=<name>",
                 )
 
     def _name(self, stage: str) -> str:
         return self.plan.name if stage == "search" else f"{self.plan.name}.{stage}"
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Inside, no other process takes a trial of this study."""
-        with ExitStack() as stack:
-            stack.enter_context(FileLock(self.folder / "claim.lock"))
-            if self._beats:
-                stack.enter_context(self._advisory_lock("claim", waits=True))
-            yield
-
-    @contextmanager
-    def _advisory_lock(self, of: str, *, waits: bool) -> Iterator[bool]:
-        """Whether this process has one of PostgreSQL's locks; its connection's end, however it comes, frees it."""
-        import sqlalchemy
-
-        how = "pg_advisory_lock" if waits else "pg_try_advisory_lock"
-        key = int.from_bytes(hashlib.sha256(f"harness {self.plan.name} {of}".encode()).digest()[:8], "big", signed=True)
-        engine = sqlalchemy.create_engine(str(self.url), poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            got = connection.execute(sqlalchemy.text(f"SELECT {how}(:key)"), {"key": key}).scalar()
-            yield waits or bool(got)
-
-    @contextmanager
-    def leading(self, output: Path) -> Iterator[bool]:
-        """Whether this process leads, as one of all may; its death, however it comes, makes room.
-
-        `output`: the runs folder; the lock of the study's own run lies there.
-        """
-        lock = RunLock(output, self.plan.name)
-        with ExitStack() as stack:
-            try:
-                lock.acquire()
-            except UserError:
-                yield False
-                return
-            stack.callback(lock.release)
-            with _reaching(self.shown_storage):
-                leads = not self._beats or stack.enter_context(self._advisory_lock("lead", waits=False))
-            yield leads
-
     def _load(self, stage: str, number: int = 0) -> optuna.Study:
         space = self.space
         chosen = None if stage == "confirm" else sampling.sampler(space, space.parameters(arm_of(stage)), stage, number)
-        known = {"study_name": self._name(stage), "storage": self._storage}
+        known = {"study_name": self._name(stage), "storage": self.store.backend}
         return optuna.load_study(**known, sampler=chosen, pruner=sampling.pruner(space))
 
     # What all processes know
 
-    @_patient
+    @patient
     def remember(self, key: str, value: str) -> None:
         """Keep a fact about the study for all processes."""
-        with _reaching(self.shown_storage):
+        with self.store.reaching():
             self._load("search").set_user_attr(key, value)
 
-    @_patient
+    @patient
     def recall(self, key: str) -> str | None:
         """A fact that was kept."""
-        with _reaching(self.shown_storage):
+        with self.store.reaching():
             found: str | None = self._load("search").user_attrs.get(key)
             return found
 
-    @_patient
+    @patient
     def records(self, stage: str) -> list[TrialRecord]:
         """Every trial of a stage, in order."""
         return self.look(stage)
@@ -252,13 +146,13 @@ class Study:
         return [_record(trial.user_attrs.get("given", {}).get("arm", stage), trial, self.space) for trial in trials]
 
     def _trials(self, stage: str) -> list[FrozenTrial]:
-        with _reaching(self.shown_storage):
+        with self.store.reaching():
             return self._load(stage).get_trials(deepcopy=False)
 
-    @_patient
+    @patient
     def plan_confirmation(self, tasks: list[dict[str, Any]]) -> None:
         """Make one waiting trial for each task, unless there is one; one that failed is tried again, a few times."""
-        with _reaching(self.shown_storage), self._alone():
+        with self.store.reaching(), self.store.alone():
             study = self._load("confirm")
             done = study.get_trials(deepcopy=False)
             for task in tasks:
@@ -266,7 +160,7 @@ class Study:
                 if states.count(TrialState.FAIL) == len(states) < _ATTEMPTS:
                     study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs={"given": task}))
 
-    @_patient
+    @patient
     def is_open(self, stage: str) -> bool:
         """Whether trials of a stage are left to be taken or are being worked on."""
         trials = self._trials(stage)
@@ -283,26 +177,26 @@ class Study:
 
     # A trial's life
 
-    @_patient
+    @patient
     def claim(self, stage: str) -> Claim | None:
         """Take a trial: one that was left behind, one that waits, or a new one; None: there is none to be taken now."""
-        with _reaching(self.shown_storage), sampling.quietly(), self._alone():
+        with self.store.reaching(), sampling.quietly(), self.store.alone():
             trials = self._trials(stage)
             for trial in [*self._out_of_sight(stage, trials), *_waiting(trials)]:
                 if claim := self._take(stage, trial):
                     return claim
             if stage == "confirm" or self._is_spent(stage, trials):
                 return None
-            study_id = self._storage.get_study_id_from_name(self._name(stage))
+            study_id = self.store.backend.get_study_id_from_name(self._name(stage))
             template = optuna.create_trial(state=TrialState.WAITING, system_attrs=self._grid_cell(stage, trials))
-            trial_id = self._storage.create_new_trial(study_id, template_trial=template)
-            return self._take(stage, self._storage.get_trial(trial_id))
+            trial_id = self.store.backend.create_new_trial(study_id, template_trial=template)
+            return self._take(stage, self.store.backend.get_trial(trial_id))
 
     def _out_of_sight(self, stage: str, trials: list[FrozenTrial]) -> list[FrozenTrial]:
         """Trials that somebody works on who may be dead; whoever gets their lease knows."""
         running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-        if self._beats and running:
-            silent = self._storage._get_stale_trial_ids(self._storage.get_study_id_from_name(self._name(stage)))
+        if self.store.has_machines and running:
+            silent = self.store.silent(self._name(stage))
             return [trial for trial in running if trial._trial_id in silent]
         return running
 
@@ -318,10 +212,7 @@ class Study:
 
     def _take(self, stage: str, found: FrozenTrial) -> Claim | None:
         """Claim a trial that waits or was left behind; None: another process has it, or it was killed too often."""
-        lock = RunLock(self.folder, f"{stage}-{found.number:04d}")
-        try:
-            lock.acquire(attempts=1)
-        except UserError:
+        if (lock := self.store.lock(f"{stage}-{found.number:04d}")) is None:
             return None
         try:
             claim = self._begin_attempt(stage, found, lock)
@@ -333,14 +224,13 @@ class Study:
         return claim
 
     def _begin_attempt(self, stage: str, found: FrozenTrial, lock: RunLock) -> Claim | None:
-        trial_id, storage = found._trial_id, self._storage
+        trial_id, storage = found._trial_id, self.store.backend
         attempts = int(found.user_attrs.get("attempts", 0)) + 1
         if attempts - int(found.user_attrs.get("stops", 0)) > _ATTEMPTS:
             storage.set_trial_user_attr(trial_id, "reason", f"its process ended {_ATTEMPTS} times while it ran")
             storage.set_trial_state_values(trial_id, TrialState.FAIL)
             return None
-        beat = functools.partial(storage.record_heartbeat, trial_id) if self._beats else None
-        if beat:
+        if beat := self.store.heartbeat(trial_id):
             beat()  # before it runs: who never showed itself would never be missed
         storage.set_trial_user_attr(trial_id, "attempts", attempts)
         if found.state == TrialState.WAITING:
@@ -350,12 +240,12 @@ class Study:
         if stage != "confirm":
             chosen = self.space.choose(arm_of(stage), functools.partial(sampling.suggest, trial))
             storage.set_trial_user_attr(trial_id, "chosen", chosen)
-        lease = _Lease(lock, beat, self.space.heartbeat_seconds)
+        lease = Lease(lock, beat, self.space.heartbeat_seconds)
         return Claim(stage, found.number, chosen, given, attempts, trial, lease)
 
     def _is_ours(self, claim: Claim) -> bool:
         """Whether no other process has taken the trial up, or finished it, since this one took it."""
-        now = self._storage.get_trial(claim.trial._trial_id)
+        now = self.store.backend.get_trial(claim.trial._trial_id)
         return bool(now.state == TrialState.RUNNING and now.user_attrs["attempts"] == claim.attempt)
 
     def report(self, claim: Claim, value: float, number: int) -> str:
@@ -363,11 +253,11 @@ class Study:
 
         A storage that cannot be reached is not asked.
         """
-        with suppress(StorageError), _reaching(self.shown_storage), sampling.quietly():
+        with suppress(StorageError), self.store.reaching(), sampling.quietly():
             if not self._is_ours(claim):
                 return TAKEN
             if len(self.space.objective) == 1:
-                if number not in self._storage.get_trial(claim.trial._trial_id).intermediate_values:
+                if number not in self.store.backend.get_trial(claim.trial._trial_id).intermediate_values:
                     claim.trial.report(value, number)  # not told before this process took it up
                 if claim.trial.should_prune():
                     return "pruned"
@@ -382,10 +272,10 @@ class Study:
         self._finish(claim, state, values, facts)
         claim.lease.release()
 
-    @_patient
+    @patient
     def _finish(self, claim: Claim, state: State, values: list[float] | None, facts: dict[str, Any]) -> None:
         trial, metrics = claim.trial, facts["metrics"]
-        with _reaching(self.shown_storage), sampling.quietly():
+        with self.store.reaching(), sampling.quietly():
             if not self._is_ours(claim):
                 return
             for key, value in facts.items():
@@ -403,12 +293,12 @@ class Study:
 
     def put_back(self, claim: Claim, *, is_asked: bool = True) -> None:
         """Leave a trial for whoever goes on. `is_asked`: this process was asked to stop, the trial is not to blame."""
-        with suppress(StorageError), _reaching(self.shown_storage):
+        with suppress(StorageError), self.store.reaching():
             if self._is_ours(claim):
                 trial_id = claim.trial._trial_id
                 stops = int(claim.trial.user_attrs.get("stops", 0)) + is_asked
-                self._storage.set_trial_user_attr(trial_id, "stops", stops)
-                self._storage.set_trial_state_values(trial_id, TrialState.WAITING)
+                self.store.backend.set_trial_user_attr(trial_id, "stops", stops)
+                self.store.backend.set_trial_state_values(trial_id, TrialState.WAITING)
         claim.lease.release()
 
     def importances(self) -> dict[str, float]:
@@ -459,44 +349,3 @@ def _record(arm: Arm, trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
         seconds=attrs.get("seconds", 0.0),
         reason=attrs.get("reason") or "; ".join(broken),
     )
-
-
-def _refuse(url: str | None, space: SearchSpace) -> None:
-    """Raise UserError for a storage that does not suit."""
-    if url is None:
-        return
-    if url.startswith("sqlite:"):
-        if space.workers > 1 or space.executor != "local":
-            why = "of several workers that begin on SQLite at once some crash"
-            raise UserError(
-                "SQLite is for one worker", where="storage", why=why, fix="leave storage out, or name PostgreSQL"
-            )
-    elif not url.startswith("postgresql"):
-        raise UserError(
-            f"'{url.partition(':')[0]}' is no storage for studies", where="storage",
-            fix="leave it out (a journal file), or postgresql+psycopg://user@host/database",
-        )  # fmt: skip
-    elif url.partition("?")[0].count("@") > 1:
-        why = "the driver would take the rest of the password for the host, and name it"
-        raise UserError("the password holds an @", where="storage", why=why, fix="write it as %40")
-
-
-@contextmanager
-def _reaching(place: str) -> Iterator[None]:
-    """Around what needs the storage. Raises StorageError if it cannot be reached."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        fix = "pip install 'harness[cluster]'"
-        raise UserError(f"the driver of the storage is not installed: {error.name}", where="storage", fix=fix) from None
-    except optuna.exceptions.StorageInternalError as error:
-        raise StorageError("the study's storage cannot be reached", where=place, why=_first_line(error)) from error
-    except Exception as error:
-        if isinstance(error, OSError) or type(error).__module__.startswith(("sqlalchemy", "psycopg")):
-            raise StorageError("the study's storage cannot be reached", where=place, why=_first_line(error)) from error
-        raise
-
-
-def _first_line(error: BaseException) -> str:
-    told = error.__cause__ or error
-    return (str(told).splitlines() or [type(told).__name__])[0]

@@ -16,7 +16,7 @@ from pathlib import Path
 from harness import device, storage, tracking
 from harness.console import Terminal
 from harness.errors import Interrupted, SpecError
-from harness.session import begin
+from harness.session import Session, begin
 from harness.spec import Spec
 from harness.sweeps import conclusion
 from harness.sweeps.crew import Crew, local_crew, ray_crew
@@ -71,9 +71,22 @@ def _work(plan: Plan, first: Spec, folder: Path, is_worker: bool) -> None:
         if study:
             plan_confirmation(plan, study)
         worker.work(CONFIRM)
-        if study and lead:
+        if study:
             view.close(study)
+        if study and lead:
             conclusion.conclude(plan, study, session, lead)
+        elif study and not is_worker:
+            _replace(plan, study, first, session)
+
+
+def _replace(plan: Plan, study: Study, first: Spec, session: Session | None = None) -> None:
+    """Make the report in the place of a process that led the study and is gone without."""
+    terminal = session.terminal if session else Terminal()
+    if not conclusion.is_concluded(study):
+        with _leading(plan, study, storage.PROJECT / first.output, terminal) as lead:
+            if lead:
+                terminal.say("the process that led this study is gone: this one makes the report")
+                conclusion.conclude(plan, study, session or begin(first), lead)
 
 
 def _supervise(plan: Plan, first: Spec, folder: Path, arguments: list[str]) -> None:
@@ -91,18 +104,22 @@ def _supervise(plan: Plan, first: Spec, folder: Path, arguments: list[str]) -> N
             view.close(study)
         if lead:
             conclusion.conclude(plan, study, begin(first), lead)
+    if not lead:
+        _replace(plan, study, first)
 
 
 @contextmanager
 def _leading(plan: Plan, study: Study, output: Path, terminal: Terminal) -> Iterator[Tracker | None]:
     """Hold the study's run in MLflow; None: another process leads. Tells how a study that did not end goes on."""
-    with study.leading(output) as leads:
+    with study.store.leading(output) as leads:
         if not leads:
             yield None
             return
         tracker = _start_tracker(plan, study, output)
         status = "FAILED"
         try:
+            if run_id := tracker.wait_open(60):
+                study.remember("mlflow_run", run_id)
             yield tracker
             status = "FINISHED"
         except (KeyboardInterrupt, Interrupted):
@@ -117,15 +134,13 @@ def _leading(plan: Plan, study: Study, output: Path, terminal: Terminal) -> Iter
 def _start_tracker(plan: Plan, study: Study, output: Path) -> Tracker:
     """The study's own run, the parent of those of its trials; its id is known to all workers."""
     first = trial_spec(plan, "search", plan.first("search"), [])
-    is_known = study.recall("mlflow_run") is not None
     tags = {"study": plan.name, "kind": "study", "folder": str(study.folder)}
+    is_known = not study.is_new or study.recall("mlflow_run") is not None
     tracker = tracking.start(
         first.tracking, output, plan.name, plan.name, tags=tags, note=plan.space.story, resume=is_known
     )
     about = definition(plan)["definition"]
     tracker.params({"sweep": plan.space.name, "exp": plan.exp, **_flat(about), **device.describe()})
-    if run_id := tracker.wait_open(60):
-        study.remember("mlflow_run", run_id)
     return tracker
 
 
@@ -140,6 +155,6 @@ def _say_begin(plan: Plan, study: Study | None, terminal: Terminal, lead: Tracke
     terminal.title(f"\nstudy {plan.name}")
     sizes = (f"{plan.space.size(arm) or 'as many as fit'} trials of {names[arm]}" for arm in plan.space.arms)
     terminal.say(" and ".join(sizes))
-    terminal.say(f"watch: optuna-dashboard {shlex.quote(study.shown_storage)}")
+    terminal.say(f"watch: optuna-dashboard {shlex.quote(study.store.shown)}")
     if lead is None:
         terminal.say("another process leads this study: this one helps with its trials")

@@ -134,18 +134,26 @@ class StudyView:
         return left / self._workers
 
     def _table(self, records: dict[str, list[TrialRecord]]) -> Table:
+        """The newest trials; the best of each arm in bold, and of those that run what they reached so far."""
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for name in ("trial", "state", self.space.objective[0].metric, "seconds", "settings"):
-            table.add_column(name, justify="right" if name not in ("trial", "state", "settings") else "left")
+        for name in ("trial", "state", self.space.objective[0].metric.partition("/")[2], "seconds", "settings"):
+            table.add_column(name, justify="left" if name in ("trial", "state", "settings") else "right")
         rows = [(stage, one) for stage, of in records.items() for one in of if one.state != "waiting"]
         rows.sort(key=lambda row: row[1].state == "running")
+        best = [self._best(records.get(arm, [])) for arm in self.space.arms]
         for stage, one in rows[-_SHOWN:]:
-            value = f"{one.values[0]:.4f}" if one.values else ""
+            reached = one.values[:1] or [one.intermediate[step] for step in sorted(one.intermediate)[-1:]]
             shown = " ".join(
                 f"{key.rpartition('.')[2]}={_short(of)}" for key, of in one.params.items() if key != "chosen"
             )
-            state = Text(one.state, style=_COLOURS.get(one.state, ""))
-            table.add_row(f"{stage} {one.number}", state, value, f"{one.seconds:.0f}" if one.seconds else "", shown)
+            table.add_row(
+                f"{stage} {one.number}",
+                Text(one.state, style=_COLOURS.get(one.state, "")),
+                Text("".join(f"{value:.4f}" for value in reached), style="" if one.values else "dim"),
+                f"{one.seconds:.0f}" if one.seconds else "",
+                shown,
+                style="bold" if any(one is other for other in best) else "",
+            )
         return table
 
 

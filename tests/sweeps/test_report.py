@@ -84,7 +84,7 @@ def test_commands_to_run_the_best_again_hold_for_their_experiment_and_tell_no_se
     made = facts(ours=LOW, theirs=HIGH, arguments=arguments)
 
     class Place:
-        shown_storage = "journal.log"
+        shown = "journal.log"
 
     text = report.render(made, ["history.html"], "mlflow ui", Place())
     assert "python launch.py exp=lora methods.lora.target_modules=all train.epochs=2 train.learning_rate=0.001" in text

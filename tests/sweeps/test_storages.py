@@ -36,7 +36,7 @@ def test_sqlite_serves_one_worker(tmp_path: Path) -> None:
     assert claim
     study.finish(claim, "complete", run="r", seconds=1.0, values=[0.5])
     assert [(one.number, one.state) for one in study.records("search")] == [(0, "complete")]
-    study.close()
+    study.store.close()
 
 
 def test_other_databases_are_named_as_what_they_are(tmp_path: Path) -> None:

@@ -7,17 +7,24 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
+from harness import processes
 from harness.command import main
 from harness.errors import Interrupted, MemoryExhausted, TrainingError
 from harness.run import run_in
+from harness.storage import RunLock
 from harness.sweeps import conclusion, worker
+from harness.sweeps.study import Study
 from tests.stores import QUIET
-from tests.test_launch import TWO, launch
+from tests.sweeps import launches
+from tests.test_launch import TWO, launch, wait_for
 
 pytestmark = [QUIET, pytest.mark.slow]
 SMALL = [
@@ -122,6 +129,85 @@ def test_what_a_study_leaves_and_that_it_goes_on(
     assert "is a trial of the study small" in capsys.readouterr().err
 
 
+def test_who_helped_makes_the_report_if_the_one_that_led_is_gone(
+    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leader = RunLock(tmp_path, "small")
+    leader.acquire()
+    report, gone = tmp_path / "studies" / "small" / "report.md", "the process that led this study is gone"
+    assert study(tmp_path, tiny) == 0
+    told = capsys.readouterr().out
+    assert "another process leads this study" in told and gone not in told and not report.exists()
+    leader.release()
+    run = worker.Worker.work
+
+    def die_late(self: worker.Worker, stages: tuple[str, ...]) -> None:
+        run(self, stages)
+        if stages == worker.CONFIRM:
+            leader.release()
+
+    leader.acquire()
+    monkeypatch.setattr(worker.Worker, "work", die_late)
+    for is_made in (True, False):
+        assert study(tmp_path, tiny) == 0
+        assert (gone in capsys.readouterr().out) == is_made, "once"
+        assert report.exists()
+        leader.acquire()
+    leader.release()
+    assert mlflow_runs(tmp_path)["small"]["status"] == "FINISHED"
+
+
+def test_a_study_killed_before_its_run_was_remembered_has_one_run(
+    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as killed:
+        killed.setattr(Study, "remember", raising(KeyboardInterrupt()))
+        assert study(tmp_path, tiny) == 130
+    assert mlflow_runs(tmp_path)["small"]["status"] == "KILLED"
+    assert study(tmp_path, tiny, "trials=1") == 0
+    assert mlflow_runs(tmp_path)["small"]["status"] == "FINISHED"
+
+
+def test_a_process_that_waits_for_other_workers_looks_again_with_the_rest_of_its_launch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What others work on may take hours; a process of the same launch must not wait in one collective so long."""
+
+    class Others:
+        def __init__(self) -> None:
+            self.looks = 3
+
+        def records(self, stage: str) -> list[Any]:
+            return []
+
+        def claim(self, stage: str) -> None:
+            return None
+
+        def is_open(self, stage: str) -> bool:
+            self.looks -= 1
+            return self.looks > 0
+
+    told: list[Any] = []
+
+    def take_down(_: Any, value: Any) -> Any:
+        told.append(value)
+        return value
+
+    monkeypatch.setattr(worker, "_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(processes, "from_first", take_down)
+    session: Any = SimpleNamespace(accelerator=None)
+    study: Any = Others()
+    worker.Worker(cast(Any, None), session, study, None, cast(Any, Mock())).work(("search",))
+    assert told == [(None, False), (None, False), (None, True)]
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    def act(*_: Any) -> None:
+        raise error
+
+    return act
+
+
 Fault = Callable[[str, int], BaseException | None]
 
 
@@ -181,6 +267,28 @@ def test_a_stopped_study_goes_on_with_the_trial_it_left(
     assert study(tmp_path, tiny) == 0
     assert [row["state"] for row in trials(tmp_path)] == ["complete"] * 4
     assert mlflow_runs(tmp_path)["small"]["status"] == "FINISHED"
+
+
+def has_saved(output: Path, steps: int) -> bool:
+    return launches.saved(output, "small-s000") >= steps
+
+
+def test_a_trial_that_was_given_up_leaves_no_running_run_and_no_checkpoints(
+    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed three times with a checkpoint: as a process that ends without a word."""
+    command = launches.command(tiny, tmp_path, "trials=1", "~confirm", "checkpoint.every=1 steps")
+    for steps in (1, 2, 3):
+        with launches.launched(command, tmp_path) as process:
+            wait_for(partial(has_saved, tmp_path, steps))
+            process.kill()
+    assert launches.recorded(tmp_path)["small-s000"] == ("small", "RUNNING")
+    done = launches.launch(command)
+    assert done.returncode == 0, done.stderr
+    assert launches.recorded(tmp_path)["small-s000"] == ("small", "KILLED")
+    assert not (tmp_path / "runs" / "small-s000" / "checkpoints").exists()
+    (row,) = trials(tmp_path)
+    assert (row["state"], row["reason"]) == ("failed", "its process ended 3 times while it ran")
 
 
 def test_a_trial_ends_when_its_time_is_over_and_breaks_a_constraint(tmp_path: Path, tiny: list[str]) -> None:

@@ -98,7 +98,7 @@ def test_a_claim_that_fails_halfway_leaves_the_trial_to_be_taken(
     study = Study(crews.plan("trials=1"), tmp_path)
     monkeypatch.setattr(studies, "_PATIENCE", ())
     with monkeypatch.context() as broken, pytest.raises(StorageError, match="No space left"):
-        broken.setattr(study._storage, "set_trial_param", _full)
+        broken.setattr(study.store.backend, "set_trial_param", _full)
         study.claim("search")
     claim = study.claim("search")
     assert claim
@@ -112,7 +112,7 @@ def _full(*_: object) -> None:
 
 def test_one_process_of_a_machine_leads(tmp_path: Path) -> None:
     study = Study(crews.plan("trials=1"), tmp_path)
-    with study.leading(tmp_path) as first, Study(study.plan, tmp_path).leading(tmp_path) as second:
+    with study.store.leading(tmp_path) as first, Study(study.plan, tmp_path).store.leading(tmp_path) as second:
         assert (first, second) == (True, False)
-    with study.leading(tmp_path) as again:
+    with study.store.leading(tmp_path) as again:
         assert again
