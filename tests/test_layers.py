@@ -28,7 +28,19 @@ LAYERS = [
         "findings",
         "significance",
     ],
-    ["composing", "builtin", "ledger", "memory", "provenance", "metric", "method", "tracker", "yaml_source", "latency"],
+    [
+        "item_significance",
+        "composing",
+        "builtin",
+        "ledger",
+        "memory",
+        "provenance",
+        "metric",
+        "method",
+        "tracker",
+        "yaml_source",
+        "latency",
+    ],
     ["chain", "hub", "processes", "spool", "tracking_mlflow", "metrics", "methods"],
     ["sources", "tracking_writer"],
     ["data", "tracking_queue", "tracking_sync"],
@@ -79,7 +91,7 @@ DOORS = {
     "datasets": {"sources"},
     "huggingface_hub": {"hub"},
     "sklearn": {"metrics", "baselines"},
-    "scipy": {"significance", "sweeps"},
+    "scipy": {"significance", "item_significance", "sweeps"},
     "plotly": {"figures", "metrics", "report"},
     "matplotlib": {"figures", "metrics"},
     "optuna": {"sweeps"},
@@ -97,6 +109,7 @@ LIGHT_AT_START = (
     "registry",
     "threads",
     "significance",
+    "item_significance",
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import significance
+from harness import item_significance, significance
 from harness.report import markdown_table
 from harness.sweeps.comparison import non_dominated
 from harness.sweeps.plan import Plan
@@ -187,11 +187,11 @@ def difference(facts: Facts) -> dict[str, Any] | None:
     }
     right = [(one.predicted[[one.seeds.index(seed) for seed in common]] == one.labels) for one in (theirs, ours)]
     found["discordant_p"] = significance.holm(
-        [significance.mcnemar(left, mine) for left, mine in zip(*right, strict=True)]
+        [item_significance.mcnemar(left, mine) for left, mine in zip(*right, strict=True)]
     ).tolist()
     if facts.metric == "f1_macro":
         left, mine = (one.predicted[[one.seeds.index(seed) for seed in common]] for one in (theirs, ours))
-        nested = significance.nested_bootstrap(ours.labels, left, mine, ours.num_labels)
+        nested = item_significance.nested_bootstrap(ours.labels, left, mine, ours.num_labels)
         found |= {"nested_low": nested.low, "nested_high": nested.high}
     return found
 
