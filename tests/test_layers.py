@@ -60,7 +60,7 @@ SWEEPS = [
     ["trials", "axes"],
     ["space"],
     ["trial_figures", "plan"],
-    ["comparison", "sampling", "view"],
+    ["facts", "comparison", "sampling", "view"],
     ["figures", "store"],
     ["study"],
     ["worker", "report", "crew"],

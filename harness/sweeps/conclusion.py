@@ -15,8 +15,8 @@ from harness.errors import StorageError
 from harness.evaluate import Evaluator
 from harness.session import Session
 from harness.sweeps import figures, report
+from harness.sweeps.facts import Facts, OnTest
 from harness.sweeps.plan import Plan
-from harness.sweeps.report import OnTest
 from harness.sweeps.study import Study
 from harness.sweeps.trials import Arm, Confirmed, TrialRecord
 from harness.sweeps.worker import drop_checkpoints, run_name, trial_spec
@@ -39,12 +39,14 @@ def conclude(plan: Plan, study: Study, session: Session, tracker: Tracker) -> No
     tested = {arm: _tested(plan, session, folder, one) for arm, one in winners.items()}
     opened = _opened_before(folder, winners)
     times = _latency(plan, session, folder, winners)
-    facts = report.Facts(plan, trials, confirmed, winners, tested, times, lost, opened)
+    facts = Facts(plan, trials, confirmed, winners, tested, times, lost, opened)
     objectives = [(one.metric, str(one.direction)) for one in space.objective]
     scales = {parameter.key: parameter.distribution.scale for parameter in space.parameters("search")}
     importances = study.importances()
     pages = figures.write(folder, trials, confirmed, objectives, scales, importances)
-    text = report.render(facts, pages, tracking.ui_command(session.spec.tracking.uri, session.output), study.store)
+    text = report.render(
+        facts, pages, tracking.ui_command(session.spec.tracking.uri, session.output), study.store.shown
+    )
     storage.write_text(folder / "report.md", text)
     storage.write_json(folder / "report.json", report.as_values(facts))
     storage.write_text(folder / "trials.csv", report.to_csv(trials))

@@ -1,4 +1,4 @@
-"""What a study found, in tables: the search, what was confirmed on fresh seeds, the test split, and the doubt."""
+"""A study for those who read it: tables and sentences in Markdown and on the terminal, JSON, metrics, CSV."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ import io
 import json
 import shlex
 import statistics
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from harness import item_significance, significance
+from harness import significance
 from harness.report import markdown_table
 from harness.sweeps.comparison import non_dominated
-from harness.sweeps.plan import Plan
-from harness.sweeps.trials import Arm, Confirmed, State, TrialRecord
+from harness.sweeps.facts import Facts, doubt, verdict
+from harness.sweeps.trials import Arm, State, TrialRecord
 
 _STATES: tuple[State, ...] = ("complete", "pruned", "infeasible", "failed")
 _COSTS = {
@@ -28,66 +25,6 @@ _COSTS = {
 }
 
 
-@dataclass(frozen=True)
-class OnTest:
-    """One configuration on the test split."""
-
-    seeds: list[int]
-    scores: list[dict[str, float]]
-    """Of each seed."""
-    predicted: NDArray[np.int64]
-    """[seeds, items]"""
-    labels: NDArray[np.int64]
-    """[items]"""
-    num_labels: int
-
-
-class Place(Protocol):
-    """Where a study is kept."""
-
-    @property
-    def shown(self) -> str:
-        """For people."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """Everything a report is made of."""
-
-    plan: Plan
-    trials: list[TrialRecord]
-    confirmed: list[Confirmed]
-    winners: dict[Arm, Confirmed]
-    tested: dict[Arm, OnTest]
-    latency: list[dict[str, Any]]
-    lost: list[TrialRecord]
-    """Runs of the confirmation that did not finish: their configurations are left out."""
-    opened: int = 0
-    """Other configurations that met the test split in earlier reports, before the study grew."""
-
-    @property
-    def sign(self) -> int:
-        """1 where more is better, else -1."""
-        return 1 if self.plan.space.objective[0].direction == "maximize" else -1
-
-    @cached_property
-    def difference(self) -> dict[str, Any] | None:
-        """See `difference`."""
-        return difference(self)
-
-    @property
-    def metric(self) -> str:
-        """The first objective's name without its split."""
-        return self.plan.space.objective[0].metric.partition("/")[2]
-
-    def name(self, arm: Arm) -> str:
-        """What a person calls the arm: where the search chose it, the experiment that won."""
-        baseline = self.plan.space.baseline
-        if arm == "search" and (best := self.winners.get(arm)) and "exp" in best.params:
-            return str(best.params["exp"]) + (" (search)" if baseline and best.params["exp"] == baseline.exp else "")
-        return baseline.exp if arm == "baseline" and baseline else (self.plan.exp or self.plan.space.name)
-
-
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
@@ -95,8 +32,7 @@ def search_table(facts: Facts) -> tuple[list[str], list[list[str]]]:
     """How many trials ended how, the best value found, its settings, and what it cost."""
     rows = []
     for arm in facts.plan.space.arms:
-        of = [one for one in facts.trials if one.arm == arm]
-        best = _best(facts, of)
+        of, best = facts.trials_of(arm), facts.best(arm)
         counts = [str(sum(one.state == state for one in of)) for state in _STATES]
         value, settings = (f"{best.values[0]:.4f}", told(best.params)) if best else ("", "")
         minutes = sum(one.seconds for one in of) / 60
@@ -159,83 +95,10 @@ def front_table(facts: Facts) -> tuple[list[str], list[list[str]]]:
     return ["trial", *(one.metric for one in objectives), "with"], rows
 
 
-def difference(facts: Facts) -> dict[str, Any] | None:
-    """The search's best against the baseline's best on the test split, paired by seed; None: there is nothing to pair.
-
-    `mean`, `t_low`, `t_high`: mean over seeds and Student's t interval; `nested_low`, `nested_high`: seeds and items
-    resampled; `sign_flip`, `wilcoxon`: exact p over seeds; `discordant_p`: McNemar per seed, adjusted after Holm.
-    """
-    if set(facts.tested) != {"search", "baseline"}:
-        return None
-    ours, theirs = facts.tested["search"], facts.tested["baseline"]
-    common = [seed for seed in ours.seeds if seed in theirs.seeds]
-    key = f"test/{facts.metric}"
-    a = [theirs.scores[theirs.seeds.index(seed)][key] for seed in common]
-    b = [ours.scores[ours.seeds.index(seed)][key] for seed in common]
-    interval = significance.paired_t_interval(a, b)
-    differences = np.subtract(b, a)
-    found: dict[str, Any] = {
-        "seeds": common,
-        "mean": interval.mean,
-        "t_low": interval.low,
-        "t_high": interval.high,
-        "sd": interval.sd,
-        "sign_flip": significance.sign_flip(differences),
-        "smallest_sign_flip": significance.smallest_sign_flip_p(len(common)),
-        "wilcoxon": significance.wilcoxon(differences),
-        "detectable": significance.smallest_detectable_difference(interval.sd, len(common)),
-    }
-    right = [(one.predicted[[one.seeds.index(seed) for seed in common]] == one.labels) for one in (theirs, ours)]
-    found["discordant_p"] = significance.holm(
-        [item_significance.mcnemar(left, mine) for left, mine in zip(*right, strict=True)]
-    ).tolist()
-    if facts.metric == "f1_macro":
-        left, mine = (one.predicted[[one.seeds.index(seed) for seed in common]] for one in (theirs, ours))
-        nested = item_significance.nested_bootstrap(ours.labels, left, mine, ours.num_labels)
-        found |= {"nested_low": nested.low, "nested_high": nested.high}
-    return found
-
-
-def verdict(facts: Facts) -> str:
-    """One sentence on who wins, or why nobody does."""
-    found = facts.difference
-    if len(facts.plan.space.objective) > 1:
-        return "Several objectives have no winner: see pareto.html, and the trials that no other one beats, below."
-    if found is None and facts.tested:
-        return f"There is nothing to compare {', '.join(facts.name(arm) for arm in facts.tested)} with."
-    if found is None:
-        return "Nothing was confirmed on fresh seeds: the best value of a search is too good, and hides the noise."
-    ours, theirs = facts.name("search"), facts.name("baseline")
-    lows = [found["t_low"], found.get("nested_low", found["t_low"])]
-    highs = [found["t_high"], found.get("nested_high", found["t_high"])]
-    told = f"{ours} - {theirs} on the test split: {found['mean']:+.4f}, 95 % [{min(lows):+.4f}, {max(highs):+.4f}]"
-    how = "the wider of paired t and nested bootstrap" if "nested_low" in found else "paired t, items not resampled"
-    told += f" (n = {len(found['seeds'])} seeds; {how})"
-    if min(lows) > 0 or max(highs) < 0:
-        return f"{told}: {ours if found['mean'] * facts.sign > 0 else theirs} is better."
-    if found["sd"] == 0:
-        return f"{told}: a tie. No seed differs from another, which so few test items can do by chance."
-    missed = f"{found['detectable']:.4f}" if np.isfinite(found["detectable"]) else "any size"
-    return f"{told}: a tie. Differences below {missed} would be missed more often than one time in five."
-
-
-def doubt(facts: Facts) -> str:
-    """The tests' numbers, and how to read them."""
-    found = facts.difference
-    if found is None:
-        return ""
-    items = ", ".join(f"{p:.2f}" for p in found["discordant_p"])
-    return (
-        f"Over seeds: sign flips p = {found['sign_flip']:.3f} (exact; with {len(found['seeds'])} seeds it cannot be "
-        f"below {found['smallest_sign_flip']:.3f}), Wilcoxon p = {found['wilcoxon']:.3f}. Over items, seed by seed "
-        f"(McNemar, exact, Holm): p = {items}: whether two trained models differ, which is not whether two methods do."
-    )
-
-
 # ---------------------------------------------------------------------------------------------------------------- texts
 
 
-def render(facts: Facts, pages: list[str], ui: str, place: Place) -> str:
+def render(facts: Facts, pages: list[str], ui: str, storage: str) -> str:
     """The report as Markdown; also the note of the study's run."""
     plan, space = facts.plan, facts.plan.space
     parts = [f"# Study {plan.name}", f"**{verdict(facts)}**", doubt(facts), space.story]
@@ -245,7 +108,7 @@ def render(facts: Facts, pages: list[str], ui: str, place: Place) -> str:
         parts += [
             "## Confirmed on fresh seeds",
             markdown_table(*confirmation_table(facts)),
-            "*: the best mean, judged on the test split, which nothing else was. Optimism: what the search promised "
+            f"*: the best mean, judged on the test split, which {_others(facts)}. Optimism: what the search promised "
             "minus what fresh seeds gave; the best of many noisy values is too good.",
         ]
     if len(space.objective) > 1:
@@ -258,15 +121,23 @@ def render(facts: Facts, pages: list[str], ui: str, place: Place) -> str:
         command = shlex.join(["python", "launch.py", f"exp={exp}", *given, *plan.words(one.params)])
         parts.append(f"The best of {facts.name(arm)} again, as a run of its own:\n\n    {command}")
     parts.append(f"Figures beside this file: {', '.join(pages)}.")
-    parts.append(f"All runs: `{ui}`; trials: `optuna-dashboard {place.shown}`.")
+    parts.append(f"All runs: `{ui}`; trials: `optuna-dashboard {storage}`.")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _others(facts: Facts) -> str:
+    """What else met the test split: nothing, unless the study grew after a report."""
+    if not facts.opened:
+        return "nothing else was"
+    many = "1 other configuration was" if facts.opened == 1 else f"{facts.opened} other configurations were"
+    return f"{many} before the study grew: its scores there are a little too good, too"
 
 
 def _budget(facts: Facts) -> str:
     seeds = facts.plan.spec("search", facts.plan.first("search")).seeds
     told = f"Every trial trains with seeds {seeds} on the same data."
     if facts.plan.space.baseline:
-        counts = [sum(one.arm == arm for one in facts.trials) for arm in facts.plan.space.arms]
+        counts = [len(facts.trials_of(arm)) for arm in facts.plan.space.arms]
         told += f" Trials of search and baseline: {counts[0]} and {counts[1]}."
     return told
 
@@ -296,9 +167,8 @@ def as_metrics(facts: Facts) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for arm in facts.plan.space.arms:
-        of = [one for one in facts.trials if one.arm == arm]
+        of, best, own = facts.trials_of(arm), facts.best(arm), {}
         found |= {f"study/{arm}_{state}": float(sum(one.state == state for one in of)) for state in _STATES}
-        best, own = _best(facts, of), {}
         if best:
             objectives = {one.metric for one in facts.plan.space.objective}
             own = {key: value for key, value in best.metrics.items() if key in objectives or key in _COSTS}
@@ -339,12 +209,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     return "" if value is None else value if isinstance(value, str) else json.dumps(value)
-
-
-def _best(facts: Facts, trials: list[TrialRecord]) -> TrialRecord | None:
-    pick = max if facts.plan.space.objective[0].direction == "maximize" else min
-    complete = [one for one in trials if one.state == "complete"]
-    return pick(complete, key=lambda one: one.values[0], default=None)
 
 
 def _spread(found: significance.Interval) -> str:

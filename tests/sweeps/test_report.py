@@ -1,68 +1,15 @@
-"""What a report says of known numbers: who wins, in which direction, how sure, and with which command again."""
+"""What a report prints of known numbers: in which order, with which sign, and with which command again."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from pathlib import Path
 
-import numpy as np
-import pytest
-
-from harness.sweeps import plan as planning
-from harness.sweeps import report, space
-from harness.sweeps.conclusion import confirmed_of, latest
-from harness.sweeps.report import Facts, OnTest
-from harness.sweeps.trials import Arm, Confirmed, TrialRecord
-
-SEEDS = [100, 101, 102, 103, 104]
-
-
-def facts(
-    *, ours: list[float], theirs: list[float], metric: str = "accuracy", direction: str = "maximize",
-    arguments: tuple[str, ...] = (),
-) -> Facts:  # fmt: skip
-    """Two arms with these test scores over five seeds."""
-    goal = f"objective={{metric: validation/{metric}, direction: {direction}}}"
-    plan = planning.check(space.load("lora_rank", [goal]), "lora", list(arguments))
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, 40)
-    scores: dict[Arm, list[float]] = {"search": ours, "baseline": theirs}
-    winners, tested = {}, {}
-    for arm, values in scores.items():
-        params: dict[str, Any] = {"train.learning_rate": 1e-3} | ({"methods.lora.rank": 4} if arm == "search" else {})
-        of_seeds = dict(zip(SEEDS, values, strict=True))
-        costs = {"parameters/trainable": 10.0, "memory/peak_gib": 1.0, "time/train_s": 2.0}
-        runs = {seed: f"{arm}-{seed}" for seed in SEEDS}
-        winners[arm] = Confirmed(arm, 0, params, values[0] + 0.1, of_seeds, runs, dict.fromkeys(SEEDS, costs))
-        predicted = np.stack([labels] * 5)
-        tested[arm] = OnTest(SEEDS, [{f"test/{metric}": value} for value in values], predicted, labels, 3)
-    trials = [TrialRecord(arm, 0, "complete", one.params, [one.searched]) for arm, one in winners.items()]
-    return Facts(plan, trials, list(winners.values()), winners, tested, [], [])
-
-
-LOW, HIGH = [0.50, 0.51, 0.52, 0.50, 0.51], [0.60, 0.62, 0.61, 0.60, 0.62]
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "direction", "better"),
-    [
-        (HIGH, LOW, "maximize", "lora is better."),
-        (LOW, HIGH, "maximize", "full_finetune is better."),
-        (LOW, HIGH, "minimize", "lora is better."),
-        (HIGH, LOW, "minimize", "full_finetune is better."),
-    ],
-)
-def test_who_is_better_depends_on_the_direction(
-    ours: list[float], theirs: list[float], direction: str, better: str
-) -> None:
-    told = report.verdict(facts(ours=ours, theirs=theirs, direction=direction, metric="nll"))
-    assert told.endswith(better)
-    assert "paired t, items not resampled" in told
-
-
-def test_what_noise_explains_is_a_tie_with_the_size_that_would_be_seen() -> None:
-    told = report.verdict(facts(ours=[0.5, 0.6, 0.55, 0.58, 0.52], theirs=[0.52, 0.57, 0.56, 0.55, 0.54]))
-    assert ": a tie. Differences below 0.0" in told
+from harness import storage
+from harness.sweeps import report
+from harness.sweeps.conclusion import _opened_before, confirmed_of, latest
+from harness.sweeps.trials import TrialRecord
+from tests.sweeps.test_facts import HIGH, LOW, SEEDS, facts
 
 
 def test_optimism_is_what_the_search_promised_too_much_in_either_direction() -> None:
@@ -82,11 +29,7 @@ def test_the_best_confirmed_configuration_stands_first() -> None:
 def test_commands_to_run_the_best_again_hold_for_their_experiment_and_tell_no_secret() -> None:
     arguments = ("methods.lora.target_modules=all", "tracking.uri=http://me:secret@host", "train.epochs=2")
     made = facts(ours=LOW, theirs=HIGH, arguments=arguments)
-
-    class Place:
-        shown = "journal.log"
-
-    text = report.render(made, ["history.html"], "mlflow ui", Place())
+    text = report.render(made, ["history.html"], "mlflow ui", "journal.log")
     assert "python launch.py exp=lora methods.lora.target_modules=all train.epochs=2 train.learning_rate=0.001" in text
     assert "python launch.py exp=full_finetune train.epochs=2 train.learning_rate=0.001\n" in text
     assert "secret" not in text
@@ -103,3 +46,14 @@ def test_a_confirmation_that_failed_and_was_trained_again_counts() -> None:
     (found,) = confirmed_of(latest(records))
     assert (found.number, found.values, found.runs) == (3, {100: 0.5, 101: 0.6}, {100: "a", 101: "b"})
     assert confirmed_of(latest(records[:2])) == [], "a seed is missing"
+
+
+def test_the_test_split_that_was_opened_before_is_told(tmp_path: Path) -> None:
+    of = facts(ours=HIGH, theirs=LOW)
+    assert "which nothing else was" in report.render(of, [], "ui", "journal.log")
+    for name in ("mine-s004-seed100", "mine-s004-seed101", "mine-s012-seed100", "search-100"):
+        storage.write_json(tmp_path / "test" / f"{name}.json", {})
+    opened = _opened_before(tmp_path, of.winners)
+    assert opened == 2, "the third one is a winner of today"
+    told = report.render(dataclasses.replace(of, opened=opened), [], "ui", "journal.log")
+    assert "which 2 other configurations were before the study grew" in told

@@ -1,0 +1,63 @@
+"""What follows from known numbers: who wins, in which direction, and how sure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.sweeps import plan as planning
+from harness.sweeps import space
+from harness.sweeps.facts import Facts, OnTest, verdict
+from harness.sweeps.trials import Arm, Confirmed, TrialRecord
+
+SEEDS = [100, 101, 102, 103, 104]
+
+
+def facts(
+    *, ours: list[float], theirs: list[float], metric: str = "accuracy", direction: str = "maximize",
+    arguments: tuple[str, ...] = (),
+) -> Facts:  # fmt: skip
+    """Two arms with these test scores over five seeds."""
+    goal = f"objective={{metric: validation/{metric}, direction: {direction}}}"
+    plan = planning.check(space.load("lora_rank", [goal]), "lora", list(arguments))
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 40)
+    scores: dict[Arm, list[float]] = {"search": ours, "baseline": theirs}
+    winners, tested = {}, {}
+    for arm, values in scores.items():
+        params: dict[str, Any] = {"train.learning_rate": 1e-3} | ({"methods.lora.rank": 4} if arm == "search" else {})
+        of_seeds = dict(zip(SEEDS, values, strict=True))
+        costs = {"parameters/trainable": 10.0, "memory/peak_gib": 1.0, "time/train_s": 2.0}
+        runs = {seed: f"{arm}-{seed}" for seed in SEEDS}
+        winners[arm] = Confirmed(arm, 0, params, values[0] + 0.1, of_seeds, runs, dict.fromkeys(SEEDS, costs))
+        predicted = np.stack([labels] * 5)
+        tested[arm] = OnTest(SEEDS, [{f"test/{metric}": value} for value in values], predicted, labels, 3)
+    trials = [TrialRecord(arm, 0, "complete", one.params, [one.searched]) for arm, one in winners.items()]
+    return Facts(plan, trials, list(winners.values()), winners, tested, [], [])
+
+
+LOW, HIGH = [0.50, 0.51, 0.52, 0.50, 0.51], [0.60, 0.62, 0.61, 0.60, 0.62]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "direction", "better"),
+    [
+        (HIGH, LOW, "maximize", "lora is better."),
+        (LOW, HIGH, "maximize", "full_finetune is better."),
+        (LOW, HIGH, "minimize", "lora is better."),
+        (HIGH, LOW, "minimize", "full_finetune is better."),
+    ],
+)
+def test_who_is_better_depends_on_the_direction(
+    ours: list[float], theirs: list[float], direction: str, better: str
+) -> None:
+    told = verdict(facts(ours=ours, theirs=theirs, direction=direction, metric="nll"))
+    assert told.endswith(better)
+    assert "paired t, items not resampled" in told
+
+
+def test_what_noise_explains_is_a_tie_with_the_size_that_would_be_seen() -> None:
+    told = verdict(facts(ours=[0.5, 0.6, 0.55, 0.58, 0.52], theirs=[0.52, 0.57, 0.56, 0.55, 0.54]))
+    assert ": a tie. Differences below 0.0" in told
