@@ -57,7 +57,7 @@ LAYERS = [
     ["command", "cli"],
 ]
 SWEEPS = [
-    ["trials", "axes"],
+    ["trials", "axes", "distribution"],
     ["space"],
     ["trial_figures", "plan"],
     ["facts", "comparison", "sampling", "view"],

@@ -11,7 +11,8 @@ from typing import Any
 from harness import composing, registry, spec
 from harness.errors import SpecError, did_you_mean
 from harness.spec import Spec
-from harness.sweeps.space import Parameter, SearchSpace, as_list
+from harness.sweeps.distribution import Parameter, as_list
+from harness.sweeps.space import SearchSpace
 from harness.sweeps.trials import Arm
 
 _OF_THE_STUDY = (

@@ -12,7 +12,8 @@ from typing import Any
 import optuna
 
 from harness.errors import SpecError, did_you_mean
-from harness.sweeps.space import Parameter, SearchSpace
+from harness.sweeps.distribution import Parameter
+from harness.sweeps.space import SearchSpace
 
 _SAMPLERS: dict[str, Any] = {
     "tpe": optuna.samplers.TPESampler,

@@ -6,10 +6,8 @@ trial chooses becomes an override, as if it had been typed.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
@@ -18,112 +16,12 @@ from harness import composing, spec, yaml_source
 from harness.errors import SpecError, did_you_mean
 from harness.settings import Settings
 from harness.storage import PROJECT
+from harness.sweeps.distribution import Distribution, Parameter, Space, condition_problems
 from harness.sweeps.trials import Arm
 
 SPACES = PROJECT / "search_spaces"
 SAMPLERS = ("tpe", "gp", "random", "grid", "cmaes", "nsga2")
 PRUNERS = ("none", "median", "percentile", "hyperband", "successive_halving", "wilcoxon")
-
-
-class Distribution(Settings):
-    """The values a setting may take: exactly one of the first five."""
-
-    choice: list[Any] | None = Field(default=None, min_length=1)
-    """These, of whatever type the setting has."""
-    uniform: tuple[float, float] | None = None
-    """From the first to the second number."""
-    log_uniform: tuple[float, float] | None = None
-    """The same, equally likely in every order of magnitude."""
-    int_uniform: tuple[int, int] | None = None
-    """Whole numbers from the first to the second, both included."""
-    int_log_uniform: tuple[int, int] | None = None
-    """The same, equally likely in every order of magnitude."""
-    step: float | None = Field(default=None, gt=0)
-    """Distance of the values of `uniform` and `int_uniform`."""
-    when: dict[str, Any] = Field(default={})
-    """Only where keys that are searched above have this value, or one of these."""
-
-    @field_validator("uniform", "log_uniform", "int_uniform", "int_log_uniform", mode="before")
-    @classmethod
-    def _pair(cls, bounds: Any) -> Any:
-        return tuple(bounds) if isinstance(bounds, list) else bounds
-
-    @model_validator(mode="after")
-    def _is_one(self) -> Self:
-        given = [kind for kind in _KINDS if getattr(self, kind) is not None]
-        if len(given) != 1:
-            raise ValueError(f"exactly one of {', '.join(_KINDS)} is needed")
-        kind = given[0]
-        if kind == "choice":
-            if len(self.labels) < len(self.choice or ()):
-                raise ValueError("the choices are distinct (and 1, 1.0 and true are the same)")
-        else:
-            low, high = getattr(self, kind)
-            if low >= high or (low <= 0 and "log" in kind):
-                raise ValueError(f"{kind} is [low, high], low below high" + (", above 0" if "log" in kind else ""))
-        if self.step is not None and kind not in ("uniform", "int_uniform"):
-            raise ValueError(f"step does not go with {kind}")
-        if self.step is not None and kind == "int_uniform" and self.step != int(self.step):
-            raise ValueError("step of int_uniform is a whole number")
-        return self
-
-    @property
-    def kind(self) -> str:
-        """Which of the five."""
-        return next(kind for kind in _KINDS if getattr(self, kind) is not None)
-
-    @property
-    def labels(self) -> dict[Any, Any]:
-        """The choices by what Optuna keeps of them: scalars as they are, lists and maps as JSON."""
-        scalars = (str, int, float, bool, type(None))
-        return {
-            value if isinstance(value, scalars) else json.dumps(value, sort_keys=True): value
-            for value in self.choice or ()
-        }
-
-    @property
-    def scale(self) -> str:
-        """`choice`, `log` or `linear`."""
-        return "choice" if self.kind == "choice" else "log" if "log" in self.kind else "linear"
-
-    @property
-    def extremes(self) -> list[Any]:
-        """Every choice, or both ends: if these are right, what lies between is."""
-        return list(self.choice) if self.choice else list(getattr(self, self.kind))
-
-    @property
-    def values(self) -> list[Any] | None:
-        """All values; None where there is no end of them."""
-        if self.choice:
-            return list(self.choice)
-        low, high = getattr(self, self.kind)
-        if self.kind.startswith("int"):
-            return list(range(low, high + 1, int(self.step or 1)))
-        if self.step is None:
-            return None
-        several = range(int((high - low) / self.step * (1 + 1e-12)) + 1)
-        return [min(float(f"{low + i * self.step:.12g}"), high) for i in several]  # 0.3, not 0.30000000000000004
-
-
-_KINDS = ("choice", "uniform", "log_uniform", "int_uniform", "int_log_uniform")
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One entry of a search space."""
-
-    key: str
-    """Dotted key of the spec, or `exp`."""
-    name: str
-    """The key; where it has several ranges, with the condition of this one."""
-    distribution: Distribution
-
-    def applies(self, chosen: dict[str, Any]) -> bool:
-        """Whether its condition holds for what was chosen so far."""
-        return all(key in chosen and chosen[key] in as_list(value) for key, value in self.distribution.when.items())
-
-
-Space = dict[str, list[Distribution]]
 
 
 class Objective(Settings):
@@ -141,11 +39,6 @@ class Baseline(Settings):
     """The experiment."""
     space: Space = Field(default={})
     """What is tuned of it."""
-
-    @field_validator("space", mode="before")
-    @classmethod
-    def _flat(cls, space: Any) -> Any:
-        return _flattened(space)
 
 
 class Confirm(Settings):
@@ -210,11 +103,6 @@ class SearchSpace(Settings):
     def _several(cls, objective: Any) -> Any:
         return [objective] if isinstance(objective, dict) else objective
 
-    @field_validator("space", mode="before")
-    @classmethod
-    def _flat(cls, space: Any) -> Any:
-        return _flattened(space)
-
     @field_validator("sampler", "pruner", mode="before")
     @classmethod
     def _named(cls, chosen: Any, info: ValidationInfo) -> Any:
@@ -231,8 +119,8 @@ class SearchSpace(Settings):
     @model_validator(mode="after")
     def _alive(self) -> Self:
         """Refuse settings that do not go together, all at once: one line each, which begins with its key."""
-        problems = [*self._engine_problems(), *_condition_problems("space", self.space)]
-        problems += _condition_problems("baseline.space", self.baseline.space) if self.baseline else []
+        problems = [*self._engine_problems(), *condition_problems("space", self.space)]
+        problems += condition_problems("baseline.space", self.baseline.space) if self.baseline else []
         if self.trials is None and self.minutes is None and "grid" not in self.sampler:
             problems.append("trials: say how many, or for how many minutes")
         if problems:
@@ -318,50 +206,6 @@ _ABSENT = object()
 
 def _present(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not _ABSENT}
-
-
-def as_list(value: Any) -> list[Any]:
-    """The value of a condition: one, or several of which one must hold."""
-    return value if isinstance(value, list) else [value]
-
-
-def _is_nested(value: Any) -> bool:
-    return bool(value) and all(isinstance(one, dict) for one in as_list(value))
-
-
-def _flattened(space: Any, prefix: str = "") -> Any:
-    """A space with one entry per dotted key, however deep an override has nested it; each entry a list."""
-    if not isinstance(space, dict):
-        return space
-    flat: dict[str, Any] = {}
-    for key, value in space.items():
-        if isinstance(value, dict) and value and all(map(_is_nested, value.values())):
-            flat |= _flattened(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = as_list(value)
-    return flat
-
-
-def _condition_problems(section: str, space: Space) -> Iterator[str]:
-    """A line for each condition that can never hold, and for ranges of a key that could both apply."""
-    above: dict[str, list[Any]] = {}
-    for key, entries in space.items():
-        conditions = [pair for entry in entries for pair in entry.when.items()]
-        for name, wanted in conditions:
-            if name not in above:
-                yield f"{section}.{key}: `when` names {name}, which is not searched above it"
-            elif never := [value for value in as_list(wanted) if value not in above[name]]:
-                hint = did_you_mean(str(never[0]), map(str, above[name])) if above[name] else "it has a range"
-                yield f"{section}.{key}: `when` asks for {name} = {never[0]}, which is no value of it; {hint}"
-        for one, other in itertools.combinations(entries, 2):
-            common = one.when.keys() & other.when.keys()
-            if not any(not _shared(one.when[name], other.when[name]) for name in common):
-                yield f"{section}.{key}: two of its ranges can apply at once; give them conditions"
-        above[key] = [value for entry in entries for value in entry.values or ()]
-
-
-def _shared(one: Any, other: Any) -> list[Any]:
-    return [value for value in as_list(one) if value in as_list(other)]
 
 
 def names() -> list[str]:

@@ -15,7 +15,8 @@ from harness import spec
 from harness.errors import SpecError
 from harness.storage import PROJECT
 from harness.sweeps import space
-from harness.sweeps.space import Distribution, Parameter, SearchSpace
+from harness.sweeps.distribution import Parameter
+from harness.sweeps.space import SearchSpace
 from harness.sweeps.trials import Arm
 
 HEAD = "objective: {metric: validation/f1_macro, direction: maximize}\ntrials: 4\n"
@@ -220,22 +221,6 @@ def test_a_grid_is_every_configuration_once(arm: Arm) -> None:
 def test_a_range_without_a_step_is_no_grid() -> None:
     with pytest.raises(SpecError, match=r"^space\.a: a grid needs values that can be counted\n  fix: give `choice`"):
         _made({"a": {"uniform": [0.0, 1.0]}}, sampler="grid").grid("search")
-
-
-@pytest.mark.parametrize(
-    ("settings", "values"),
-    [
-        ({"int_uniform": [1, 4]}, [1, 2, 3, 4]),
-        ({"int_uniform": [1, 4], "step": 2}, [1, 3]),
-        ({"uniform": [0.0, 0.3], "step": 0.1}, [0.0, 0.1, 0.2, 0.3]),
-        ({"uniform": [0.0, 0.35], "step": 0.1}, [0.0, 0.1, 0.2, 0.3]),
-        ({"int_log_uniform": [2, 4]}, [2, 3, 4]),
-        ({"choice": ["a", [1], None]}, ["a", [1], None]),
-        ({"log_uniform": [0.1, 1.0]}, None),
-    ],
-)
-def test_values(settings: dict[str, Any], values: Any) -> None:
-    assert Distribution.model_validate(settings).values == values
 
 
 def test_a_grid_needs_no_number_of_trials() -> None:
