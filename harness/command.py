@@ -114,7 +114,8 @@ def _main(arguments: list[str]) -> int:
 
 def _sweep(flags: list[str], words: list[str]) -> int:
     """Begin a study, or go on with it."""
-    from harness.sweeps import plan as planning
+    from harness.sweeps import mistakes
+    from harness.sweeps.plan import render
 
     chosen = {key: [word.removeprefix(key) for word in words if word.startswith(key)] for key in ("sweep=", "exp=")}
     if len(chosen["sweep="]) != 1 or len(chosen["exp="]) > 1:
@@ -125,9 +126,9 @@ def _sweep(flags: list[str], words: list[str]) -> int:
     own, overrides = [word for word in rest if space.is_setting(word)], [w for w in rest if not space.is_setting(w)]
     if "--smoke" in flags:
         own, overrides = [*_small(name, exp), *own], [*SMOKE, *overrides]
-    plan = planning.check(space.load(name, own), exp, overrides)
+    plan = mistakes.check(space.load(name, own), exp, overrides)
     if "--plan" in flags:
-        print(planning.render(plan))
+        print(render(plan))
         return 0
     storage.writable(storage.PROJECT / plan.spec("search", plan.first("search")).output)
     threads.choose_wait_policy()

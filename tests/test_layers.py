@@ -60,7 +60,7 @@ SWEEPS = [
     ["trials", "axes", "distribution"],
     ["space"],
     ["trial_figures", "plan"],
-    ["facts", "comparison", "sampling", "view"],
+    ["facts", "comparison", "mistakes", "sampling", "view"],
     ["figures", "store"],
     ["study"],
     ["worker", "report", "crew"],

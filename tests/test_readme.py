@@ -14,7 +14,7 @@ from harness import spec, yaml_source
 from harness.cli import app
 from harness.errors import SpecError
 from harness.storage import PROJECT
-from harness.sweeps import plan, space
+from harness.sweeps import mistakes, space
 from tests.toys import classifier, deviation, random_batch
 
 TEXT = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -46,7 +46,7 @@ def test_launch_commands_are_accepted(line: str) -> None:
     with told:
         if sweep := [word.removeprefix("sweep=") for word in words if word.startswith("sweep=")]:
             own = [word for word in rest if space.is_setting(word)]
-            plan.check(space.load(sweep[0], own), exp, [word for word in rest if word not in own])
+            mistakes.check(space.load(sweep[0], own), exp, [word for word in rest if word not in own])
         else:
             spec.load(exp, rest)
 

@@ -214,7 +214,7 @@ def names() -> list[str]:
 
 
 def load(name: str, overrides: list[str] | None = None) -> SearchSpace:
-    """Read and validate a search space by itself; `check` holds it against an experiment.
+    """Read and validate a search space by itself; `mistakes.check` holds it against its experiments.
 
     Args:
         name: a file of `search_spaces/`, without `.yaml`.

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.sweeps import plan as planning
 from harness.sweeps import space
 from harness.sweeps.facts import Facts, OnTest, verdict
+from harness.sweeps.mistakes import check
 from harness.sweeps.trials import Arm, Confirmed, TrialRecord
 
 SEEDS = [100, 101, 102, 103, 104]
@@ -21,7 +21,7 @@ def facts(
 ) -> Facts:  # fmt: skip
     """Two arms with these test scores over five seeds."""
     goal = f"objective={{metric: validation/{metric}, direction: {direction}}}"
-    plan = planning.check(space.load("lora_rank", [goal]), "lora", list(arguments))
+    plan = check(space.load("lora_rank", [goal]), "lora", list(arguments))
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 40)
     scores: dict[Arm, list[float]] = {"search": ours, "baseline": theirs}

@@ -1,0 +1,135 @@
+"""A search space against its experiments: every mistake is told once, at its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from harness.command import main
+from harness.errors import SpecError
+from harness.sweeps.plan import Plan
+
+Make = Callable[..., Plan]
+
+
+MISTAKES = [
+    ("  train.learing_rate: {log_uniform: [1.0e-5, 1.0e-3]}", "lora",
+     ["mine.yaml:4: space.train.learing_rate: unknown key; did you mean `learning_rate`?"]),
+    ("  methods.lora.rank: {choice: [1, 0, 8]}", "lora",
+     ["mine.yaml:4: space.methods.lora.rank: Input should be greater than or equal to 1, found 0"]),
+    ("  methods.lora.rank:\n    choice: [-1, 0]", "lora",
+     ["mine.yaml:4: space.methods.lora.rank: Input should be greater than or equal to 1, found -1",
+      "mine.yaml:4: space.methods.lora.rank: Input should be greater than or equal to 1, found 0"]),
+    ("  methods.lora.dropout: {uniform: [0.0, 1.5]}", "lora",
+     ["mine.yaml:4: space.methods.lora.dropout: Input should be less than 1, found 1.5"]),
+    ("  precision: {choice: [bf16]}\n  seeds: {choice: [[1]]}\n  tracking.uri: {choice: [a]}\n  output: {choice: [a]}",
+     "lora", [f"mine.yaml:{n}: space.{key}: all trials of a study share it; make one study for each value"
+              for n, key in ((4, "precision"), (5, "seeds"), (6, "tracking.uri"), (7, "output"))]),
+    ("  train.max_steps: {choice: [5]}\n  train.warmup_steps: {choice: [3, 9]}", "lora",
+     ["mine.yaml:5: space.train.warmup_steps: the warm-up lasts longer than train.max_steps, the rate is "
+      "never reached"]),
+    ("  train.warmup_steps: {choice: [9]}\n  train.max_steps: {choice: [50, 5]}", "lora",
+     ["mine.yaml:4: space.train.warmup_steps: the warm-up lasts longer than train.max_steps, "
+      "the rate is never reached"]),
+    ("  methods.lra.rank: {choice: [1, 2]}", "lora",
+     ["mine.yaml:4: space.methods.lra: no method is called so; did you mean 'lora'?"]),
+    ("  exp: {choice: [lora, lroa]}", None,
+     ["mine.yaml:4: space.exp: no experiment is called 'lroa'; did you mean 'lora'?"]),
+    ("  exp: {choice: [lora, full_finetune, mixout]}\n  methods.lora.rank: {choice: [1, 2]}", None,
+     ["mine.yaml:5: space.methods.lora.rank: full_finetune, mixout without lora: the trial would add it; "
+      "give it a `when: {exp: ...}`"]),
+    ("  exp: {choice: [lora, awp]}\n  methods.awp.rule: {choice: [sam], when: {exp: [lora, awp]}}\n"
+     "  methods.awp.rho: {uniform: [0.1, 0.2], when: {methods.awp.rule: sam}}", None,
+     [f"mine.yaml:{n}: space.methods.awp.{key}: lora without awp: the trial would add it; give it a `when: "
+      "{exp: ...}`"
+      for n, key in ((5, "rule"), (6, "rho"))]),
+    ("  methods.lora.rank: {choice: [1, 2]}", "mixout",
+     ["mine.yaml:4: space.methods.lora.rank: mixout without lora: the trial would add it; name an experiment that has "
+      "it"]),
+    ("  train.epochs:\n    - {choice: [1], when: {train.schedule: linear}}", "lora",
+     ["mine.yaml:4: space.train.epochs: `when` names train.schedule, which is not searched above it"]),
+    ("  methods.lora.rank:\n    - {choice: [1], when: {}}\nbaseline: {exp: full_finetun}", "lora",
+     ["mine.yaml:6: baseline.exp: no experiment is called 'full_finetun'; did you mean 'full_finetune'?"]),
+    ("  train.epochs: {choice: [1]}\nbaseline: {exp: lora, space: {methods.lora.rank: {choice: [0]}}}", "lora",
+     ["mine.yaml:5: baseline.space.methods.lora.rank: Input should be greater than or equal to 1, found 0"]),
+    ("  train.epochs: {choice: [1]}\nconstraints: {latency/p50ms: 3.0}\nconfirm: {top: 1, seeds: [42, 7]}", "lora",
+     ["mine.yaml:5: constraints: latency/p50ms is never recorded; did you mean 'latency/p50_ms'?",
+      "mine.yaml:6: confirm.seeds: 42 is not fresh, the search uses it"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "exp", "told"), MISTAKES, ids=[text.split(":")[0].strip() for text, *_ in MISTAKES])
+def test_a_mistake_is_told_once_at_its_place(make: Make, text: str, exp: str | None, told: list[str]) -> None:
+    with pytest.raises(SpecError) as error:
+        make(text, exp)
+    assert str(error.value).splitlines() == told
+    assert error.value.exit_code == 2
+
+
+def test_all_mistakes_are_told_at_once(make: Make) -> None:
+    text = """  methods.lora.rank: {choice: [0, 8]}
+  train.learing_rate: {log_uniform: [1.0e-5, 1.0e-3]}
+  seeds: {choice: [[1]]}
+baseline: {exp: full_finetune, space: {train.epochs: {int_uniform: [0, 3]}}}
+"""
+    overrides = ("train.batch_sze=3", "methods.lora.rank=4", "precision=fp8")
+    with pytest.raises(SpecError) as error:
+        make(text, overrides=overrides)
+    assert [line.split(": ")[0] for line in str(error.value).splitlines()] == [
+        "methods.lora.rank=4", "train.batch_sze=3", "precision=fp8",
+        "mine.yaml:4", "mine.yaml:5", "mine.yaml:6", "mine.yaml:7",
+    ]  # fmt: skip
+
+
+def test_a_mistake_in_one_of_several_ranges_has_its_own_line(make: Make) -> None:
+    text = """  exp: {choice: [lora, full_finetune]}
+  train.learning_rate:
+    - {log_uniform: [1.0e-5, 1.0e-3], when: {exp: lora}}
+    - {uniform: [-1.0, 1.0e-3], when: {exp: full_finetune}}
+"""
+    with pytest.raises(SpecError) as error:
+        make(text, None)
+    assert str(error.value) == "mine.yaml:7: space.train.learning_rate: Input should be greater than 0, found -1.0"
+
+
+@pytest.mark.parametrize(
+    ("exp", "own", "overrides", "message"),
+    [
+        ("lora", [], ["train.epochs=3"], r"^train\.epochs=3: train\.epochs is searched: leave it out"),
+        ("lora", [], ["~train.epochs"], r"^~train\.epochs: train\.epochs is searched"),
+        ("lora", [], ["methods.lora={}"], r"^methods\.lora=\{\}: methods\.lora\.rank is searched"),
+        ("lora", ["objective.metric=validation/f1_marco"], [], r"^objective\.metric=.*: .*'validation/f1_macro'"),
+        ("lora", ["objective.metric=memory/peak_gib"], [], r"^objective\.metric=.*: the first one is a score"),
+        ("lora", ["space.methods.lora.rank.choice=[0]"], [], r"^space\.methods\.lora\.rank\.choice=\[0\]: .*found 0$"),
+        ("lora", ["workers=2", "constraints={latency/p50_ms: 9.0}"], [], r"^workers=2: workers: latency cannot be"),
+        ("lora", [], ["foo"], r"^'foo' is not an override"),
+        (None, [], [], r"^sweep=mine: which experiment\?\n  fix: exp=<name>; known: awp, "),
+        ("lroa", [], [], r"^exp=lroa: no experiment is called 'lroa'\n  fix: did you mean 'lora'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_of_the_command_line_is_told_as_typed(
+    make: Make, exp: str | None, own: list[str], overrides: list[str], message: str
+) -> None:
+    text = "  train.epochs: {choice: [1, 2]}\n  methods.lora.rank: {choice: [1]}\n"
+    with pytest.raises(SpecError, match=message):
+        make(text, exp, tuple(own), tuple(overrides))
+
+
+def test_an_experiment_is_given_or_searched_but_not_both(make: Make) -> None:
+    with pytest.raises(SpecError, match=r"^exp=lora: the search chooses the experiment\n  fix: leave it out"):
+        make("  exp: {choice: [lora, mixout]}\n", "lora")
+
+
+def test_the_command_line_says_how_many_mistakes_there_are(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    make("  train.epochs: {choice: [1, 2]}\n")
+    assert main(["sweep=mine", "exp=lora", "train.epochs=3", "precision=fp8", "--plan"]) == 2
+    assert capsys.readouterr().err.startswith("2 errors:\ntrain.epochs=3: train.epochs is searched")
+    assert main(["sweep=mine", "exp=lora", "--plan"]) == 0
+    assert "train.epochs: choice [1, 2]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["evaluation.final=test", "evaluation.baselines=true", "compression.int8=true"])
+def test_what_a_trial_has_no_use_for_is_refused(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["exp=lora", "sweep=lora_rank", word, "--plan"]) == 2
+    assert f"{word}: a trial has no use for it" in capsys.readouterr().err
