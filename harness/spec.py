@@ -269,14 +269,18 @@ def explain(problem: Any, places: yaml_source.Places, siblings_of: Callable[[lis
         path = key.split(".")
     key = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        siblings = siblings_of(path)
-        near = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.6)
-        message = f"unknown key; did you mean `{near[0]}`?" if near else f"unknown key; known: {', '.join(siblings)}"
+        message = unknown_key(path[-1], siblings_of(path))
     elif problem["type"] == "missing":
         message = "missing"
     elif not isinstance(value, dict | Settings):
         message = f"{message}, found {value!r}"
     return f"{places.of(path)}: {key}: {message}"
+
+
+def unknown_key(key: str, known: list[str]) -> str:
+    """What is said of a key that does not exist: the nearest of those that do, or all of them."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return f"unknown key; did you mean `{near[0]}`?" if near else f"unknown key; known: {', '.join(known)}"
 
 
 def _siblings(path: list[str]) -> list[str]:

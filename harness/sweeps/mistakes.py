@@ -9,9 +9,10 @@ from typing import Any
 
 from harness import composing, registry, spec
 from harness.errors import SpecError, did_you_mean
+from harness.spec import Spec
 from harness.sweeps.distribution import Parameter, as_list
 from harness.sweeps.plan import Plan, method_of
-from harness.sweeps.space import SearchSpace
+from harness.sweeps.space import KEYS, SearchSpace
 from harness.sweeps.trials import Arm
 
 _OF_THE_STUDY = (
@@ -30,9 +31,10 @@ def check(space: SearchSpace, exp: str | None, overrides: list[str]) -> Plan:
     Raises:
         SpecError: with everything that is wrong, before anything heavy is imported.
     """
-    plan = Plan(space, exp, overrides)
+    unknown = dict(_unknown_keys(overrides))
+    plan = Plan(space, exp, [override for override in overrides if override not in unknown])
     _check_exp(plan)
-    problems = [*_check_overrides(plan), *_check_experiments(plan)]
+    problems = [*unknown.values(), *_check_overrides(plan), *_check_experiments(plan)]
     for arm in space.arms:
         problems += _check_space(plan, arm, set(problems))
     if not problems:
@@ -40,6 +42,15 @@ def check(space: SearchSpace, exp: str | None, overrides: list[str]) -> Plan:
     if problems:
         raise SpecError("\n".join(dict.fromkeys(problems)))
     return plan
+
+
+def _unknown_keys(overrides: list[str]) -> Iterator[tuple[str, str]]:
+    """Overrides that begin with a key which neither a spec nor a search space has, and what is said of each."""
+    known = sorted(KEYS | (Spec.model_fields.keys() - {"name", "story"}))
+    for override in overrides:
+        key = override.lstrip("~+").split("=", 1)[0].split(".", 1)[0]
+        if key not in Spec.model_fields and ("=" in override or override.startswith("~")):
+            yield override, f"{override}: {key}: {spec.unknown_key(key, known)}"
 
 
 def _check_exp(plan: Plan) -> None:

@@ -208,6 +208,10 @@ def _present(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not _ABSENT}
 
 
+KEYS = SearchSpace.model_fields.keys() - {"name", "story"}
+"""What may stand in a file, and beside the keys of a spec on the command line."""
+
+
 def names() -> list[str]:
     """The search spaces that exist."""
     return sorted(path.stem for path in SPACES.glob("*.yaml"))
@@ -251,10 +255,7 @@ def _single(problem: Any, source: yaml_source.Source) -> Iterator[Any]:
 
 def is_setting(override: str) -> bool:
     """Whether an override of the command line speaks of the study, not of the spec."""
-    return override.lstrip("~+").split("=", 1)[0].split(".", 1)[0] in SearchSpace.model_fields.keys() - {
-        "name",
-        "story",
-    }
+    return override.lstrip("~+").split("=", 1)[0].split(".", 1)[0] in KEYS
 
 
 def _siblings(path: list[str]) -> list[str]:
@@ -262,6 +263,6 @@ def _siblings(path: list[str]) -> list[str]:
     inner: dict[str, type[Settings]] = {
         "baseline": Baseline, "confirm": Confirm, "objective": Objective, "resources": Resources,
     }  # fmt: skip
-    here = inner.get(path[0], SearchSpace) if len(path) > 1 else SearchSpace
-    here = Distribution if "space" in path[:2] else here
-    return sorted(set(here.model_fields) - {"name", "story"})
+    if len(path) == 1 or path[0] not in (*inner, "space"):
+        return sorted(KEYS)
+    return sorted((Distribution if "space" in path[:2] else inner[path[0]]).model_fields)

@@ -129,6 +129,41 @@ def test_the_command_line_says_how_many_mistakes_there_are(make: Make, capsys: p
     assert "train.epochs: choice [1, 2]" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("smpler=tpe", "smpler: unknown key; did you mean `sampler`?"),
+        ("confim.seeds=[1,2]", "confim: unknown key; did you mean `confirm`?"),
+        ("confirm.sedes=[1]", "confirm.sedes: unknown key; did you mean `seeds`?"),
+        ("~basline", "basline: unknown key; did you mean `baseline`?"),
+        ("trian.epochs=2", "trian: unknown key; did you mean `train`?"),
+        ("train.epoch=2", "train.epoch: unknown key; did you mean `epochs`?"),
+    ],
+)
+def test_a_key_of_a_study_may_be_meant_where_one_is_asked_for(
+    make: Make, word: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make("  train.weight_decay: {choice: [0.1]}\nconfirm: {top: 1, seeds: [1, 2]}\n")
+    assert main(["exp=lora", "sweep=mine", word, "--plan"]) == 2
+    assert capsys.readouterr().err == f"error: {word}: {told}\n"
+
+
+def test_a_key_like_no_other_is_answered_with_those_of_both(make: Make) -> None:
+    with pytest.raises(SpecError) as error:
+        make("  train.weight_decay: {choice: [0.1]}\n", overrides=("zzz=1",))
+    known = str(error.value).removeprefix("zzz=1: zzz: unknown key; known: ").split(", ")
+    assert known == sorted(known)
+    assert {"sampler", "trials", "train", "methods"} <= set(known)
+    assert not {"name", "story"} & set(known)
+
+
+def test_without_a_study_its_keys_are_not_offered(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["exp=lora", "smpler=tpe", "--plan"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: smpler=tpe: smpler: unknown key; ")
+    assert "sampler" not in told.removeprefix("error: smpler=tpe: smpler: ")
+
+
 @pytest.mark.parametrize("word", ["evaluation.final=test", "evaluation.baselines=true", "compression.int8=true"])
 def test_what_a_trial_has_no_use_for_is_refused(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["exp=lora", "sweep=lora_rank", word, "--plan"]) == 2
