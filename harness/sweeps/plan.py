@@ -88,6 +88,11 @@ class Plan:
         asked = [*(one.metric for one in self.space.objective), *self.space.constraints]
         return any(metric.startswith("latency/") for metric in asked)
 
+    @property
+    def keeps_by_objective(self) -> bool:
+        """Whether trials keep their best checkpoint by the first objective: the command line does not say otherwise."""
+        return not any(one.lstrip("+~").startswith("early_stopping") for one in self.overrides)
+
     def first(self, arm: Arm) -> dict[str, Any]:
         """Some configuration of an arm."""
         return self.space.choose(arm, lambda parameter: parameter.distribution.extremes[0])
@@ -109,18 +114,26 @@ def render(plan: Plan) -> str:
     space, lines = plan.space, [f"study {plan.name}", plan.space.story, ""]
     for arm in space.arms:
         exp = plan.experiments(arm)[0] if len(plan.experiments(arm)) == 1 else "experiments that the search chooses"
-        lines.append(f"{arm}: {space.size(arm) or 'as many as fit'} trials of {exp}")
+        lines.append(f"{arm}: {_several(space.size(arm), 'trial')} of {exp}")
         for parameter in space.parameters(arm):
             of = parameter.distribution
             when = "".join(f"  when {key} = {_either(value)}" for key, value in of.when.items())
             step = f", step {of.step:g}" if of.step else ""
             lines.append(f"  {parameter.key}: {of.kind} {list(getattr(of, of.kind))}{step}{when}")
     goals = ", ".join(f"{one.direction} {one.metric}" for one in space.objective)
-    lines.append(f"{goals}; sampler {_named(space.sampler)}, pruner {_named(space.pruner)}, {space.workers} workers")
+    lines.append(
+        f"{goals}; sampler {_named(space.sampler)}, pruner {_named(space.pruner)}, {_several(space.workers, 'worker')}"
+    )
+    kept = f"by {space.objective[0].metric}" if plan.keeps_by_objective else "as early_stopping says"
+    lines.append(f"each trial keeps its best checkpoint, and stops early, {kept}")
     if space.confirm:
         runs = space.confirm.top * len(space.confirm.seeds) * len(space.arms)
         lines.append(f"then at most {runs} runs on fresh seeds {space.confirm.seeds}, and the test split once")
     return "\n".join(lines)
+
+
+def _several(number: int | None, what: str) -> str:
+    return f"{number or 'as many as fit'} {what}{'s' * (number != 1)}"
 
 
 def _either(value: Any) -> str:

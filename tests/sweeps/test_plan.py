@@ -12,6 +12,7 @@ from harness.errors import SpecError
 from harness.sweeps import space
 from harness.sweeps.mistakes import check
 from harness.sweeps.plan import Plan, definition, differences, render
+from harness.sweeps.worker import trial_spec
 
 EXPERIMENT = {"lora_rank": "lora", "mixout_p": "mixout", "awp_schedule": "awp", "peft_methods": None, "pareto": None}
 Make = Callable[..., Plan]
@@ -57,6 +58,28 @@ def test_settings_of_a_method_hold_where_it_is_used(make: Make) -> None:
     assert chosen.spec("search", {"exp": "full_finetune"}).methods == {}
     with pytest.raises(SpecError, match=r"^methods\.awp\.rho=1: no experiment of this search has awp: leave it out$"):
         make("  exp: {choice: [lora, full_finetune]}\n", None, overrides=("methods.awp.rho=1",))
+
+
+def test_it_says_by_what_a_trial_keeps_its_best_checkpoint(make: Make) -> None:
+    """As a trial does it: by the first objective, unless the command line says something of early stopping."""
+    text, own = "  train.epochs: {choice: [1, 2]}\n", ("objective.metric=validation/accuracy",)
+    for overrides, told in [
+        ((), "by validation/accuracy"),
+        (("early_stopping.patience=null",), "as early_stopping says"),
+    ]:
+        plan = make(text, own=own, overrides=overrides)
+        assert render(plan).splitlines()[-1] == f"each trial keeps its best checkpoint, and stops early, {told}"
+        by_accuracy = trial_spec(plan, "search", {}, []).early_stopping.metric == "validation/accuracy"
+        assert by_accuracy == plan.keeps_by_objective == (not overrides)
+
+
+def test_it_counts_one_and_several(make: Make) -> None:
+    text = "  train.epochs: {choice: [1, 2]}\nbaseline: {exp: full_finetune}\n"
+    one, two = render(make(text)), render(make(text, own=("workers=2",)))
+    assert "\nsearch: 4 trials of lora\n" in one
+    assert "\nbaseline: 1 trial of full_finetune\n" in one
+    assert ", 1 worker\n" in one
+    assert ", 2 workers\n" in two
 
 
 def test_a_changed_study_is_told_and_its_size_may_change(make: Make) -> None:
