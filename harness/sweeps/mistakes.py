@@ -122,16 +122,28 @@ def _check_metrics(plan: Plan) -> list[str]:
         problems.append(
             f"{space.place(['workers'])}: workers: latency cannot be measured while other workers use the same machine"
         )
-    if "wilcoxon" in space.pruner:
-        needed = space.pruner["wilcoxon"].get("p_threshold", 0.1)
-        if 2.0 ** (1 - len(first.seeds)) >= needed:
-            problems.append(f"{space.place(['pruner'])}: pruner: wilcoxon looks over seeds, and {len(first.seeds)} are "
-                            f"too few for p below {needed}: name more, such as seeds=[0,1,2,3,4]")  # fmt: skip
+    problems += _check_pruner(space, len(first.seeds))
     if space.confirm and (again := set(space.confirm.seeds) & set(first.seeds)):
         problems.append(
             f"{space.place(['confirm', 'seeds'])}: confirm.seeds: {min(again)} is not fresh, the search uses it"
         )
     return problems
+
+
+def _check_pruner(space: SearchSpace, num_seeds: int) -> Iterator[str]:
+    """What is wrong with the pruner for trials of so many seeds.
+
+    Hyperband and successive halving take the step of an evaluation for a budget that was spent. The steps of the second
+    seed begin far above those of the first: its first evaluation would be judged at several rungs at once.
+    """
+    ((name, settings),) = space.pruner.items()
+    place, needed = f"{space.place(['pruner'])}: pruner", settings.get("p_threshold", 0.1)
+    if name == "wilcoxon" and 2.0 ** (1 - num_seeds) >= needed:
+        why = f"wilcoxon looks over seeds, and {num_seeds} are too few for p below {needed}"
+        yield f"{place}: {why}: name more, such as seeds=[0,1,2,3,4]"
+    if name in ("hyperband", "successive_halving") and num_seeds > 1:
+        why = f"its budgets are evaluations of one run, and {num_seeds} seeds are {num_seeds} runs"
+        yield f"{place}: {name} does not go with several seeds: {why}: name one seed, or choose median or wilcoxon"
 
 
 def _cases(space: SearchSpace, arm: Arm, parameter: Parameter) -> Iterator[dict[str, Any]]:

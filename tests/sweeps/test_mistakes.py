@@ -116,6 +116,32 @@ def test_a_mistake_of_the_command_line_is_told_as_typed(
         make(text, exp, tuple(own), tuple(overrides))
 
 
+@pytest.mark.parametrize("name", ["hyperband", "successive_halving"])
+def test_a_pruner_of_budgets_does_not_go_with_several_seeds(make: Make, name: str) -> None:
+    text = f"  train.epochs: {{choice: [1]}}\npruner: {name}\n"
+    assert make(text, overrides=("seeds=[7]",)).space.pruner == {name: {}}
+    with pytest.raises(SpecError) as error:
+        make(text, overrides=("seeds=[7,8]",))
+    assert str(error.value) == (
+        f"mine.yaml:5: pruner: {name} does not go with several seeds: its budgets are evaluations of one run, "
+        "and 2 seeds are 2 runs: name one seed, or choose median or wilcoxon"
+    )
+
+
+@pytest.mark.parametrize("name", ["median", "{percentile: {percentile: 50.0}}", "wilcoxon"])
+def test_the_other_pruners_go_with_several_seeds(make: Make, name: str) -> None:
+    assert make(f"  train.epochs: {{choice: [1]}}\npruner: {name}\n", overrides=("seeds=[0,1,2,3,4]",))
+
+
+def test_wilcoxon_needs_seeds_enough_for_its_threshold(make: Make) -> None:
+    text = "  train.epochs: {choice: [1]}\npruner: {wilcoxon: {p_threshold: 0.3}}\n"
+    assert make(text, overrides=("seeds=[0,1,2]",))
+    with pytest.raises(
+        SpecError, match=r"^mine\.yaml:5: pruner: wilcoxon looks over seeds, and 2 are too few for p be"
+    ):
+        make(text, overrides=("seeds=[0,1]",))
+
+
 def test_an_experiment_is_given_or_searched_but_not_both(make: Make) -> None:
     with pytest.raises(SpecError, match=r"^exp=lora: the search chooses the experiment\n  fix: leave it out"):
         make("  exp: {choice: [lora, mixout]}\n", "lora")
