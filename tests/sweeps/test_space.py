@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ import pytest
 
 from harness import spec
 from harness.errors import SpecError
-from harness.storage import PROJECT
 from harness.sweeps import space
 from harness.sweeps.distribution import Parameter
 from harness.sweeps.space import SearchSpace
@@ -141,31 +138,6 @@ def test_an_override_of_the_study_is_told_as_typed(write: Write) -> None:
 def test_an_unknown_space_gives_the_nearest() -> None:
     with pytest.raises(SpecError, match=r"^sweep=lora_rnk: no search space is called 'lora_rnk'\n  fix: did you mean"):
         space.load("lora_rnk")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["sweep=lora_rnk", "exp=lora"], "did you mean 'lora_rank'"),
-        (["sweep=lora_rank"], "sweep=lora_rank: which experiment?"),
-        (["sweep=lora_rank", "exp=lora", "sampler=tpee", "trials=0"], "2 errors:"),
-        (["sweep=lora_rank", "exp=lora", "space.methods.lora.rank.choice=[0]", "train.epoch=2"], "2 errors:"),
-        (["sweep=lora_rank", "exp=lora", "confirm.seeds=[42,43]"], "confirm.seeds=[42,43]: confirm.seeds: 42 is not"),
-    ],
-)
-def test_mistakes_answer_without_heavy_imports(arguments: list[str], message: str) -> None:
-    code = (
-        "import sys; from harness.command import main; code = main(sys.argv[1:]);"
-        "heavy = {'torch', 'optuna', 'transformers', 'mlflow', 'sklearn', 'scipy', 'plotly'} & set(sys.modules);"
-        "print('heavy', sorted(heavy)); sys.exit(code)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=PROJECT, capture_output=True, text=True, check=False
-    )
-    assert "heavy []" in done.stdout
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_a_choice_follows_its_conditions() -> None:
