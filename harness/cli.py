@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import shlex
 import sys
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.cli_signatures import keygen, keys_app, verify
 from harness.errors import HarnessError, SpecError
 
 if TYPE_CHECKING:
-    from harness.chain import Link
     from harness.findings import Finding
-    from harness.provenance import Verification
 
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 runs = typer.Typer(no_args_is_help=True)
 app.add_typer(runs, name="runs", help="The runs that MLflow knows.")
+app.add_typer(keys_app, name="keys", help="List, rotate and retire signing keys; sign again with the new one.")
 
 Output = Annotated[Path, typer.Option(help="the folder of runs, relative to the project")]
 Store = Annotated[str | None, typer.Option(help="MLflow's store; default: the one that is set, else SQLite in there")]
-keys_app = typer.Typer(no_args_is_help=True, help="List, rotate and retire signing keys; sign again with the new one.")
-app.add_typer(keys_app, name="keys")
 
 
 @app.command("list")
@@ -82,128 +78,8 @@ def methods(name: Annotated[str | None, typer.Argument(help="a method; default: 
         print(f"methods.{name}.{field} = {default}\n    {meaning}")
 
 
-@app.command()
-def keygen(
-    path: Annotated[Path | None, typer.Argument(help="default: ~/.config/harness/keys/active")] = None,
-    rotate: Annotated[
-        bool, typer.Option("--rotate", help="retire the active key; what it signed still verifies")
-    ] = False,
-) -> None:
-    """Make a signing key."""
-    from harness import keys
-
-    key, place = keys.keygen(path, rotate=rotate), path or keys.key_file()
-    print(f"key {key.keyid} in {place}")
-    if os.environ.get(keys.VARIABLE):
-        print(f"Runs are still signed with the key in {keys.VARIABLE}: unset it to use this one.")
-    elif place.absolute() != keys.key_file().absolute():
-        print(f"To sign runs with it: export {keys.FILE_VARIABLE}={shlex.quote(str(place.absolute()))}")
-    else:
-        print("Runs are signed with it from now on.")
-    print("Keep a copy: without it nothing it signed can be verified. Who holds it can sign, too.")
-
-
-@keys_app.command("list")
-def list_keys() -> None:
-    """Every key at hand by its id, and which one signs."""
-    from harness import keys
-
-    found = keys.listed()
-    for key in found:
-        print(f"{key.keyid}  {'signs and verifies' if key.signs else 'verifies':18}  {key.place}")
-    if not any(key.signs for key in found):
-        print("No key signs: runs are left unsigned. Make one with `harness keygen`.")
-
-
-@keys_app.command()
-def rotate() -> None:
-    """Make a new key that signs from now on; what the old one signed still verifies."""
-    from harness import keys
-    from harness.errors import UserError
-
-    if not keys.key_file().exists():
-        raise UserError("there is no key to rotate", where=str(keys.key_file()), fix="make one with `harness keygen`")
-    keygen(None, rotate=True)
-
-
-@keys_app.command()
-def retire(keyid: Annotated[str, typer.Argument(help="16 digits, as `harness keys list` shows them")]) -> None:
-    """Let the key of the key file sign no more; what it signed still verifies."""
-    from harness import keys
-
-    print(f"key {keyid} is now in {keys.retire(keyid)}")
-    print("Runs are left unsigned until there is another key: `harness keygen`.")
-
-
-@keys_app.command()
-def resign(
-    run: Annotated[str, typer.Argument(help="a run's name, MLflow id, or folder")],
-    output: Annotated[Path, typer.Option(help="the folder of runs, relative to the project")] = Path("mlruns"),
-) -> None:
-    """Add a signature with the active key to a run's statements, which stay as they are."""
-    from harness import verification
-
-    key, added = verification.resign_run(run, output)
-    print(f"{added} signature{'s' * (added != 1)} added with key {key.keyid}")
-
-
-@app.command()
-def verify(
-    run: Annotated[str | None, typer.Argument(help="a run's name, MLflow id, or folder; a checkpoint's folder")] = None,
-    output: Annotated[Path, typer.Option(help="the folder of runs, relative to the project")] = Path("mlruns"),
-    chain: Annotated[bool, typer.Option("--chain", help="every statement from the start to the end")] = False,
-    deep: Annotated[bool, typer.Option("--deep", help="also weights, data, code, MLflow's copies")] = False,
-    ledger: Annotated[bool, typer.Option("--ledger", help="all runs that were ever entered, instead of one")] = False,
-    head: Annotated[str, typer.Option(help="with --ledger: a head that was kept must still be part of it")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
-) -> None:
-    """Was anything edited since the run was signed? Exit code 0 no, 1 yes, 3 cannot tell, 4 newer format, 5 I/O.
-
-    With --json one object is printed; "chain" stands there with --chain only:
-
-    {"exit_code": 0, "verdict": "...", "checks": [{"name", "ok": true | false | null, "detail"}],
-    "chain": [{"name", "kind": start | checkpoint | end, "step", "attempt", "time", "key", "ok", "detail"}]}
-    """
-    from harness import verification
-
-    if ledger == (run is not None) or (head and not ledger) or (ledger and (chain or deep)):
-        raise SpecError("name a run, with --chain or --deep if you like; or none, with --ledger and --head")
-    if run is None:
-        _tell(verification.verify_ledger(output, head), None, as_json)
-    verdict = verification.verify_run(str(run), output)
-    if deep:
-        from harness import keys, origins
-
-        verdict.checks += origins.check(verdict, keys.load_keyring())
-    _tell(verdict, verification.links(verdict) if chain else None, as_json)
-
-
-def _tell(verdict: Verification, links: list[Link] | None, as_json: bool) -> NoReturn:
-    """Print a verdict and end with its exit code."""
-    from harness import verification
-
-    told = verification.sentence(verdict.exit_code)
-    if as_json:
-        checks = [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in verdict.checks]
-        answer = {"exit_code": verdict.exit_code, "verdict": told, "checks": checks}
-        answer |= {} if links is None else {"chain": [vars(link) for link in links]}
-        print(json.dumps(answer, indent=2))
-        raise typer.Exit(verdict.exit_code)
-    for link in links or ():
-        step = "" if link.step is None else f"step {link.step}"
-        attempt = "" if link.attempt is None else f"attempt {link.attempt}"
-        key = link.key or "no key here"
-        columns = f"{link.kind:10}  {step:12}  {attempt:10}  {link.time:25}  {key:16}"
-        _line(link.ok, f"{columns}  {link.detail.partition(';')[0] if link.key else link.detail}")
-    for check in verdict.checks:
-        _line(check.ok, f"{check.name}: {check.detail}")
-    print(told)
-    raise typer.Exit(verdict.exit_code)
-
-
-def _line(ok: bool | None, text: str) -> None:
-    mark, colour = {True: ("ok", "green"), False: ("NO", "red"), None: ("??", "yellow")}[ok]
-    typer.secho(f"{mark}  {text}", fg=colour)
+app.command()(keygen)
+app.command()(verify)
 
 
 @app.command()

@@ -53,7 +53,7 @@ LAYERS = [
     ["origins", "plan", "record", "proofs", "replicates", "table", "variants", "session"],
     ["selftest", "judgement"],
     ["run"],
-    ["sweeps"],
+    ["sweeps", "cli_signatures"],
     ["command", "cli"],
 ]
 SWEEPS = [
@@ -101,6 +101,7 @@ LIGHT_AT_START = (
     "command",
     "spec",
     "cli",
+    "cli_signatures",
     "data",
     "latency",
     "tracking",
