@@ -114,7 +114,7 @@ def _main(arguments: list[str]) -> int:
 
 def _sweep(flags: list[str], words: list[str]) -> int:
     """Begin a study, or go on with it."""
-    from harness.sweeps import mistakes
+    from harness.sweeps import mistakes, sampling
     from harness.sweeps.plan import render
 
     chosen = {key: [word.removeprefix(key) for word in words if word.startswith(key)] for key in ("sweep=", "exp=")}
@@ -127,11 +127,12 @@ def _sweep(flags: list[str], words: list[str]) -> int:
     if "--smoke" in flags:
         own, overrides = [*_small(name, exp), *own], [*SMOKE, *overrides]
     plan = mistakes.check(space.load(name, own), exp, overrides)
+    threads.choose_wait_policy()
+    sampling.check(plan.space)
     if "--plan" in flags:
         print(render(plan))
         return 0
     storage.writable(storage.PROJECT / plan.spec("search", plan.first("search")).output)
-    threads.choose_wait_policy()
     from harness.sweeps.sweep import run
 
     run(plan, [*words, *(flag for flag in flags if flag in ("--smoke", "--debug"))], is_worker="--worker" in flags)

@@ -138,7 +138,7 @@ def _check_pruner(space: SearchSpace, num_seeds: int) -> Iterator[str]:
     """
     ((name, settings),) = space.pruner.items()
     place, needed = f"{space.place(['pruner'])}: pruner", settings.get("p_threshold", 0.1)
-    if name == "wilcoxon" and 2.0 ** (1 - num_seeds) >= needed:
+    if name == "wilcoxon" and isinstance(needed, int | float) and 2.0 ** (1 - num_seeds) >= needed:
         why = f"wilcoxon looks over seeds, and {num_seeds} are too few for p below {needed}"
         yield f"{place}: {why}: name more, such as seeds=[0,1,2,3,4]"
     if name in ("hyperband", "successive_halving") and num_seeds > 1:

@@ -75,6 +75,12 @@ class Plan:
         entries = self.space.space.get("exp", []) if given is None else []
         return [given] if given else [str(value) for entry in entries for value in entry.extremes]
 
+    def size(self, arm: Arm) -> str:
+        """How many trials of what, for people."""
+        exp, *others = self.experiments(arm)
+        of = "experiments that the search chooses" if others else exp
+        return f"{_several(self.space.size(arm), 'trial')} of {of}"
+
     @cached_property
     def methods(self) -> dict[str, list[str]]:
         """The methods of each experiment, as its file has them."""
@@ -113,8 +119,7 @@ def render(plan: Plan) -> str:
     """What a study would do, for `--plan`."""
     space, lines = plan.space, [f"study {plan.name}", plan.space.story, ""]
     for arm in space.arms:
-        exp = plan.experiments(arm)[0] if len(plan.experiments(arm)) == 1 else "experiments that the search chooses"
-        lines.append(f"{arm}: {_several(space.size(arm), 'trial')} of {exp}")
+        lines.append(f"{arm}: {plan.size(arm)}")
         for parameter in space.parameters(arm):
             of = parameter.distribution
             when = "".join(f"  when {key} = {_either(value)}" for key, value in of.when.items())

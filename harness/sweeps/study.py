@@ -70,7 +70,6 @@ class Study:
     Raises:
         UserError: no such storage, another study of this name, SQLite for several workers.
         StorageError: the storage cannot be reached.
-        SpecError: settings that the sampler or the pruner does not have.
     """
 
     def __init__(self, plan: Plan, folder: Path) -> None:
@@ -82,7 +81,6 @@ class Study:
         """
         self.plan, self.space, self.folder = plan, plan.space, folder
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        sampling.check(self.space)
         self.store = Store(self.space, plan.name, folder)
         folder.mkdir(parents=True, exist_ok=True)
         now = definition(plan)

@@ -151,10 +151,8 @@ def _flat(about: dict[str, object], prefix: str = "study") -> dict[str, object]:
 def _say_begin(plan: Plan, study: Study | None, terminal: Terminal, lead: Tracker | None) -> None:
     if study is None:
         return
-    names = {"search": plan.exp or "the search", "baseline": plan.space.baseline.exp if plan.space.baseline else ""}
     terminal.title(f"\nstudy {plan.name}")
-    sizes = (f"{plan.space.size(arm) or 'as many as fit'} trials of {names[arm]}" for arm in plan.space.arms)
-    terminal.say(" and ".join(sizes))
+    terminal.say(" and ".join(plan.size(arm) for arm in plan.space.arms))
     terminal.say(f"watch: optuna-dashboard {shlex.quote(study.store.shown)}")
     if lead is None:
         terminal.say("another process leads this study: this one helps with its trials")

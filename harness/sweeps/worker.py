@@ -227,9 +227,9 @@ def trial_spec(plan: Plan, arm: Arm, chosen: dict[str, Any], own: list[str]) -> 
 
     The checkpoint that is kept is the best by the first objective, unless the command line says otherwise.
     """
-    first = plan.space.objective[0]
-    selects = not any(one.lstrip("+~").startswith("early_stopping") for one in plan.overrides)
-    kept = [f"early_stopping.metric={first.metric}", f"early_stopping.direction={first.direction}"] if selects else []
+    first, kept = plan.space.objective[0], list[str]()
+    if plan.keeps_by_objective:
+        kept = [f"early_stopping.metric={first.metric}", f"early_stopping.direction={first.direction}"]
     quick = [*kept, f"latency.measure={str(plan.measures_latency).lower()}", "evaluation.baselines=false"]
     made = plan.spec(arm, chosen, [*quick, *own])
     if made.tracking.experiment:
