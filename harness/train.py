@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from harness import faults, memory, processes, rollback, seeding
+from harness import faults, memory, rollback, seeding
 from harness.batch import Batch
 from harness.errors import StorageError, TrainingError
 from harness.gradients import ExactGradient, OutOfMemory
@@ -184,9 +184,7 @@ class Training:
                     return loss
             self._put_back(before)
             memory.release()
-            left = processes.gather(self.accelerator, not self.exact.is_smallest)
-            if not self.exact.is_smallest or not any(left):  # then it raises, on all processes
-                self._halve("out of memory")
+            self._halve("out of memory")
             self.progress.num_out_of_memory += 1
             self.progress.seconds_lost += time.monotonic() - started
 
