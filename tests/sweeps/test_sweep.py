@@ -17,7 +17,7 @@ import pytest
 
 from harness import processes
 from harness.command import main
-from harness.errors import Interrupted, MemoryExhausted, TrainingError
+from harness.errors import Interrupted, LostProcess, MemoryExhausted, TrainingError
 from harness.run import run_in
 from harness.storage import RunLock
 from harness.sweeps import conclusion, worker
@@ -267,6 +267,31 @@ def test_a_stopped_study_goes_on_with_the_trial_it_left(
     assert study(tmp_path, tiny) == 0
     assert [row["state"] for row in trials(tmp_path)] == ["complete"] * 4
     assert mlflow_runs(tmp_path)["small"]["status"] == "FINISHED"
+
+
+def test_a_launch_that_lost_a_process_blames_no_trial(
+    tmp_path: Path, tiny: list[str], faulty: Callable[[Fault], None]
+) -> None:
+    """F5: the trial waits, and is the first to be taken up by the next launch."""
+    faulty(lambda name, times: LostProcess("lost another process") if (name, times) == ("small-s000", 1) else None)
+    assert study(tmp_path, tiny) == 1
+    assert study(tmp_path, tiny) == 0
+    assert [row["state"] for row in trials(tmp_path)] == ["complete"] * 4
+
+
+def test_a_trial_that_was_ended_leaves_no_optimizer_in_memory(
+    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+
+    def look(session: Any, name: str, *more: Any) -> Any:
+        found.append(len(session.accelerator._optimizers))
+        return run_in(session, name, *more)
+
+    monkeypatch.setattr(worker, "run_in", look)
+    assert study(tmp_path, tiny, "trial_minutes=0.00001", "~confirm") == 0
+    assert found == [0, 0, 0, 0]
+    assert {row["state"] for row in trials(tmp_path)} == {"infeasible"}
 
 
 def has_saved(output: Path, steps: int) -> bool:
