@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: help setup demo methods test check lint ui
@@ -27,10 +28,10 @@ methods: setup  ## train every experiment with three seeds, unless done already,
 	$(BIN)/python benchmarks/methods.py
 
 test: lint  ## set up, lint, check types, run all tests (what CI runs)
-	$(BIN)/python -m pytest --durations=10
+	$(PYTEST) --durations=10
 
 check: lint  ## the same with the fast tests only
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: setup
 	$(BIN)/ruff format --check .
