@@ -230,7 +230,7 @@ def load(name: str, overrides: list[str] | None = None) -> SearchSpace:
     if name not in names():
         raise SpecError(f"no search space is called '{name}'", where=f"sweep={name}", fix=did_you_mean(name, names()))
     source = yaml_source.read(SPACES / f"{name}.yaml")
-    composed = composing.compose(SPACES, name, overrides or [])
+    composed = composing.compose(SPACES, name, list(_instead(overrides or [])))
     places = yaml_source.Places([source], overrides or [])
     try:
         told = spec.comment(SPACES / f"{name}.yaml")
@@ -241,6 +241,13 @@ def load(name: str, overrides: list[str] | None = None) -> SearchSpace:
         raise SpecError("\n".join(dict.fromkeys(lines))) from None
     found._places = places
     return found
+
+
+def _instead(overrides: list[str]) -> Iterator[str]:
+    """The overrides, with a sampler or pruner taking the place of the one in the file, not standing beside it."""
+    for one in overrides:
+        key = one.lstrip("+").partition("=")[0]
+        yield from [f"{key}=null", one] if key in ("sampler", "pruner") else [one]
 
 
 def _single(problem: Any, source: yaml_source.Source) -> Iterator[Any]:

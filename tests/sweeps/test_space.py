@@ -200,3 +200,10 @@ def test_a_grid_needs_no_number_of_trials() -> None:
     assert _made({"a": {"choice": [1, 2]}}, trials=None, minutes=3.0).minutes == 3
     with pytest.raises(ValueError, match="trials: say how many"):
         _made({"a": {"choice": [1, 2]}}, trials=None)
+
+
+@pytest.mark.parametrize("word", ["pruner={percentile: {percentile: 30.0}}", "pruner=percentile"])
+def test_a_pruner_of_the_command_line_takes_the_place_of_the_one_in_the_file(word: str) -> None:
+    assert "median" in space.load("lora_rank").pruner
+    assert list(space.load("lora_rank", [word]).pruner) == ["percentile"]
+    assert space.load("lora_rank", ["pruner.median.n_warmup_steps=3"]).pruner == {"median": {"n_warmup_steps": 3}}
