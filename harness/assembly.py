@@ -14,6 +14,9 @@ from harness.method import Method
 from harness.spec import Spec
 from harness.task import Task
 
+_KNOWN = 4
+"""Data sets, each as tokens for one task and model, that are kept in memory."""
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -63,6 +66,8 @@ def load(spec: Spec, known: dict[str, Loaded] | None = None) -> Loaded:
     key = digests.identity({section: spec.resolved()[section] for section in ("task", "model", "data")})
     if key not in known:
         known[key] = _read(spec)
+        while len(known) > _KNOWN:
+            known.pop(next(iter(known)))
     total = spec.train.total_steps(known[key].task.num_batches(spec.train.batch_size))
     if spec.train.num_warmup_steps(total) >= total:
         what = f"the warm-up lasts {spec.train.warmup_steps:g} steps, the whole run {total}: its rate is never reached"

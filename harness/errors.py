@@ -4,7 +4,8 @@ HarnessError                 exit code
 ├── UserError                2    a mistake in what was asked for, found before training
 │   ├── SpecError                 a spec, an override, a command line
 │   ├── DataError                 a data set, a split, a label
-│   └── ModelError                a checkpoint, a tokenizer, a layer name
+│   ├── ModelError                a checkpoint, a tokenizer, a layer name
+│   └── RunInUse                  a run that another process works on
 ├── TrainingError            1    a run that cannot go on
 │   ├── MemoryExhausted           out of memory, and nothing is left to halve
 │   └── LostProcess               another process of the launch is gone
@@ -47,6 +48,10 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """A checkpoint, a tokenizer or a layer name that cannot be used."""
+
+
+class RunInUse(UserError):
+    """A run that another process works on."""
 
 
 class TrainingError(HarnessError):

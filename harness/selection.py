@@ -219,7 +219,8 @@ class Selection:
         stopping = self.spec.early_stopping
         score, sign = scores[stopping.metric], 1 if stopping.direction == "maximize" else -1
         if not math.isfinite(score):
-            raise TrainingError(f"{stopping.metric} is {score} at step {step.number}", fix="lower train.learning_rate")
+            what = f"{stopping.metric} is {score} at step {step.number}"
+            raise train.NonFinite(what, fix="lower train.learning_rate")
         is_better = self.found.score is None or sign * score > sign * self.found.score
         if is_better:
             self.found.score, self.found.step, self.found.epoch = score, step.number, step.epoch

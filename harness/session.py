@@ -43,7 +43,7 @@ class Session:
     tags: dict[str, str] = field(default_factory=dict)
     """Facts to search by, for every run."""
     is_resumed: bool = False
-    """Runs were begun before, maybe on another machine: the tracker looks for them."""
+    """Runs were begun before, maybe on another machine, which is known to be gone: the tracker looks for them."""
     known: dict[str, Loaded] = field(default_factory=dict)
     """Data that was read and turned into tokens, by what decides them."""
 
@@ -100,7 +100,7 @@ class Session:
         """
         lock = RunLock(self.output, name) if self.accelerator.is_main_process else None
         if lock:
-            lock.acquire()
+            lock.acquire(is_gone=self.is_resumed)
         status, can_go_on = "FAILED", True
         try:
             yield lock

@@ -95,6 +95,13 @@ class Provenance(Settings):
     """Prove the engine on this spec, data and model before training (`harness selftest`); a run that fails it stops."""
 
 
+def distinct_seeds(seeds: list[int]) -> list[int]:
+    """The seeds. Raises ValueError if they cannot be those of replicates."""
+    if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+        raise ValueError("seeds are distinct whole numbers from 0 to 2^32 - 1")
+    return seeds
+
+
 class Spec(Settings):
     """One experiment. `task`, `methods` and `metrics` are maps from a file name to that plug-in's settings."""
 
@@ -123,9 +130,7 @@ class Spec(Settings):
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
-            raise ValueError("seeds are distinct whole numbers from 0 to 2^32 - 1")
-        return seeds
+        return distinct_seeds(seeds)
 
     @model_validator(mode="after")
     def _alive(self) -> Spec:

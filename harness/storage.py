@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import StorageError, UserError
+from harness.errors import RunInUse, StorageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,14 +138,20 @@ class RunLock:
         self._descriptor: int | None = None
         self._released = threading.Event()
 
-    def acquire(self, attempts: int = 5) -> None:
-        """Take the lock. Raises UserError, naming the owner, if another process has it; StorageError.
+    def acquire(self, attempts: int = 5, *, is_gone: bool = False) -> None:
+        """Take the lock.
 
-        `attempts`: somebody who only looks whether it is free has it for a moment; 1 where nobody does.
+        Args:
+            attempts: somebody who only looks whether it is free has it for a moment; 1 where nobody does.
+            is_gone: whoever calls knows that no process of another machine works on it: the file's age says nothing.
+
+        Raises:
+            RunInUse: another process has it; names that.
+            StorageError: it cannot be written.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = self._open(attempts)
+            descriptor = self._open(attempts, is_gone)
             owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(owner).encode(), 0)
@@ -159,18 +165,19 @@ class RunLock:
             self.touch()
 
     def refuse_owned(self) -> None:
-        """Raise UserError, as `acquire` does, if another process has the lock; takes nothing."""
+        """Raise RunInUse, as `acquire` does, if another process has the lock; takes nothing."""
         if self.path.exists():
             os.close(self._open())
 
-    def _open(self, attempts: int = 5) -> int:
-        """The lock's file, locked. Raises UserError, OSError."""
+    def _open(self, attempts: int = 5, is_gone: bool = False) -> int:
+        """The lock's file, locked. Raises RunInUse, OSError."""
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 has_flock = self._flock(descriptor)
                 if self.path.exists() and os.path.samestat(os.fstat(descriptor), self.path.stat()):
-                    self._refuse_living(here_too=not has_flock)
+                    if not (is_gone and has_flock):
+                        self._refuse_living(here_too=not has_flock)
                     return descriptor
             except BlockingIOError:  # locked
                 attempts -= 1
@@ -216,13 +223,13 @@ class RunLock:
             self._descriptor = None
 
     def _refuse_living(self, *, here_too: bool) -> None:
-        """Raise UserError if the file names a process of another machine, or any, that touched it lately."""
+        """Raise RunInUse if the file names a process of another machine, or any, that touched it lately."""
         owner = self.owner()
         is_here = owner.get("host", socket.gethostname()) == socket.gethostname()
         age = time.time() - self.path.stat().st_mtime
         if owner and (here_too or not is_here) and owner.get("pid") != os.getpid() and age < self.STALE_SECONDS:
             raise self._owned(owner)
 
-    def _owned(self, owner: dict[str, Any]) -> UserError:
+    def _owned(self, owner: dict[str, Any]) -> RunInUse:
         who = ", ".join(f"{key} {value}" for key, value in owner.items()) or "unknown"
-        return UserError(f"another process works on {self._run}", why=who, fix="wait for it, or stop it first")
+        return RunInUse(f"another process works on {self._run}", why=who, fix="wait for it, or stop it first")

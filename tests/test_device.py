@@ -38,3 +38,15 @@ def test_the_peak_is_that_of_the_run_not_of_all_runs_of_the_process() -> None:
     del block
     device.reset_peak_memory()
     assert device.peak_memory_gib() < before - 0.3
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the peak is the GPU's")
+def test_memory_that_an_earlier_run_gave_back_is_not_part_of_the_next_peak() -> None:
+    """Small pieces stay in the heap of glibc below any that is still in use."""
+    pieces = [torch.ones(8_000) for _ in range(10_000)]
+    before, last = device.peak_memory_gib(), torch.ones(8_000)
+    del pieces
+    device.reset_peak_memory()
+    assert device.peak_memory_gib() < before - 0.2
+    assert last.sum() == 8_000

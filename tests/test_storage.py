@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import UserError
+from harness.errors import RunInUse, UserError
 from harness.storage import PROJECT, RunLock
 
 HOLDER = """
@@ -58,6 +58,17 @@ def test_a_lock_of_another_machine_counts_as_long_as_it_is_touched(age: int, is_
     else:
         with pytest.raises(UserError, match="host elsewhere"):
             lock.acquire()
+
+
+def test_a_lock_of_a_machine_that_is_known_to_be_gone_is_taken_over(tmp_path: Path) -> None:
+    """F34: its heartbeats stopped. A living process of this machine keeps its own."""
+    lock = RunLock(tmp_path, "run")
+    lock.path.parent.mkdir()
+    lock.path.write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+    lock.acquire(is_gone=True)
+    with pytest.raises(RunInUse):
+        RunLock(tmp_path, "run").acquire(is_gone=True)
+    lock.release()
 
 
 def test_without_flock_the_age_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,7 @@ def _tested(plan: Plan, session: Session, folder: Path, one: Confirmed) -> OnTes
     for seed, run in one.runs.items():
         file = folder / "test" / f"{run}.json"
         if not file.exists():
+            session.terminal.say(f"test split: {run}")
             storage.write_json(file, _judge(plan, session, one, seed, run))
         found = json.loads(file.read_text(encoding="utf-8"))
         scores.append(found["scores"])
@@ -175,6 +176,7 @@ def _latency(plan: Plan, session: Session, folder: Path, winners: dict[Arm, Conf
             variants[arm] = assembled.model
             if assembled.merges:
                 variants[f"{arm} merged"] = deployment.merged(assembled)
+        session.terminal.say(f"latency of {', '.join(variants)}")
         settings = deployment.readable(asked, next(iter(variants.values())), session.terminal)
         calls, device = deployment.calls(variants), session.accelerator.device
         with session.accelerator.autocast():

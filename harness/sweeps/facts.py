@@ -125,6 +125,8 @@ def verdict(facts: Facts) -> str:
     told = f"{ours} - {theirs} on the test split: {found['mean']:+.4f}, 95 % [{min(lows):+.4f}, {max(highs):+.4f}]"
     how = "the wider of paired t and nested bootstrap" if "nested_low" in found else "paired t, items not resampled"
     told += f" (n = {len(found['seeds'])} seeds; {how})"
+    if found["mean"] != 0 and found["sd"] <= significance.NOISE * abs(found["mean"]):
+        return f"{told}: cannot be judged. Every seed differs by the same amount: so few test items have no spread."
     if min(lows) > 0 or max(highs) < 0:
         return f"{told}: {ours if found['mean'] * facts.sign > 0 else theirs} is better."
     if found["sd"] == 0:
@@ -138,7 +140,7 @@ def doubt(facts: Facts) -> str:
     found = facts.difference
     if found is None:
         return ""
-    items = ", ".join(f"{p:.2f}" for p in found["discordant_p"])
+    items = ", ".join(f"{p:.3f}" for p in found["discordant_p"])
     return (
         f"Over seeds: sign flips p = {found['sign_flip']:.3f} (exact; with {len(found['seeds'])} seeds it cannot be "
         f"below {found['smallest_sign_flip']:.3f}), Wilcoxon p = {found['wilcoxon']:.3f}. Over items, seed by seed "

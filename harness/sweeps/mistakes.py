@@ -21,7 +21,7 @@ _OF_THE_STUDY = (
 """Settings that all trials of a study share."""
 _RECORDED = ("parameters/trainable", "memory/peak_gib", "time/train_s", "latency/p50_ms", "latency/p95_ms")
 """What every trial records beside its scores, and objectives and constraints may name."""
-_COMPARED = ("data", "metrics", "seeds")
+_COMPARED = ("data", "metrics", "seeds", "precision", "provenance")
 """What all experiments of a study have to have in common."""
 
 
@@ -37,11 +37,21 @@ def check(space: SearchSpace, exp: str | None, overrides: list[str]) -> Plan:
     problems = [*unknown.values(), *_check_overrides(plan), *_check_experiments(plan)]
     for arm in space.arms:
         problems += _check_space(plan, arm, set(problems))
+        problems += _check_size(space, arm)
     if not problems:
         problems = _check_metrics(plan)
     if problems:
         raise SpecError("\n".join(dict.fromkeys(problems)))
     return plan
+
+
+def _check_size(space: SearchSpace, arm: Arm) -> list[str]:
+    """What keeps a grid from having an end."""
+    try:
+        space.size(arm)
+    except SpecError as error:
+        return [str(error).replace("\n", ";")]
+    return []
 
 
 def _unknown_keys(overrides: list[str]) -> Iterator[tuple[str, str]]:
@@ -131,19 +141,12 @@ def _check_metrics(plan: Plan) -> list[str]:
 
 
 def _check_pruner(space: SearchSpace, num_seeds: int) -> Iterator[str]:
-    """What is wrong with the pruner for trials of so many seeds.
-
-    Hyperband and successive halving take the step of an evaluation for a budget that was spent. The steps of the second
-    seed begin far above those of the first: its first evaluation would be judged at several rungs at once.
-    """
+    """What is wrong with the pruner for trials of so many seeds."""
     ((name, settings),) = space.pruner.items()
     place, needed = f"{space.place(['pruner'])}: pruner", settings.get("p_threshold", 0.1)
     if name == "wilcoxon" and isinstance(needed, int | float) and 2.0 ** (1 - num_seeds) >= needed:
         why = f"wilcoxon looks over seeds, and {num_seeds} are too few for p below {needed}"
         yield f"{place}: {why}: name more, such as seeds=[0,1,2,3,4]"
-    if name in ("hyperband", "successive_halving") and num_seeds > 1:
-        why = f"its budgets are evaluations of one run, and {num_seeds} seeds are {num_seeds} runs"
-        yield f"{place}: {name} does not go with several seeds: {why}: name one seed, or choose median or wilcoxon"
 
 
 def _cases(space: SearchSpace, arm: Arm, parameter: Parameter) -> Iterator[dict[str, Any]]:

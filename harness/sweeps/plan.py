@@ -26,6 +26,8 @@ _FREE = (
     "resources",
 )
 """Settings of a search space that may change while its study goes on: its size and its engine."""
+_LENGTH = ("train.epochs", "train.max_steps", "train.batch_size", "evaluation.every", "early_stopping.patience")
+"""What a trial may take."""
 _ABSENT = object()
 
 
@@ -88,6 +90,20 @@ class Plan:
         asked = {name for arm in self.space.arms for name in self.experiments(arm)}
         return {name: list(spec.load(name).methods) for name in sorted(asked & known)}
 
+    def budgets(self) -> list[str]:
+        """Settings of a trial's length in which the experiments differ although nothing searches them, one line each.
+
+        Such as `train.epochs: 5 (lora), 3 (full_finetune)`.
+        """
+        made = {exp: self.spec(arm, {"exp": exp}).flat() for arm in self.space.arms for exp in self.experiments(arm)}
+        searched = {parameter.key for arm in self.space.arms for parameter in self.space.parameters(arm)}
+        values = {key: {exp: flat.get(key) for exp, flat in made.items()} for key in _LENGTH if key not in searched}
+        return [
+            f"{key}: {', '.join(f'{value} ({exp})' for exp, value in of.items())}"
+            for key, of in values.items()
+            if len(set(map(str, of.values()))) > 1
+        ]
+
     @property
     def measures_latency(self) -> bool:
         """Whether trials have to measure latency: an objective or a constraint asks for it."""
@@ -131,6 +147,7 @@ def render(plan: Plan) -> str:
     )
     kept = f"by {space.objective[0].metric}" if plan.keeps_by_objective else "as early_stopping says"
     lines.append(f"each trial keeps its best checkpoint, and stops early, {kept}")
+    lines += [f"NOTE not the same for all experiments: {line}" for line in plan.budgets()]
     if space.confirm:
         runs = space.confirm.top * len(space.confirm.seeds) * len(space.arms)
         lines.append(f"then at most {runs} runs on fresh seeds {space.confirm.seeds}, and the test split once")

@@ -139,7 +139,7 @@ def _budget(facts: Facts) -> str:
     if facts.plan.space.baseline:
         counts = [len(facts.trials_of(arm)) for arm in facts.plan.space.arms]
         told += f" Trials of search and baseline: {counts[0]} and {counts[1]}."
-    return told
+    return told + "".join(f" NOT THE SAME for all experiments: {line}." for line in facts.plan.budgets())
 
 
 def for_terminal(facts: Facts) -> str:

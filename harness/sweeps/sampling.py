@@ -32,6 +32,9 @@ _PRUNERS: dict[str, Any] = {
     "wilcoxon": optuna.pruners.WilcoxonPruner,
 }
 
+_OURS = ("seed", "constraints_func", "search_space")
+"""Settings that a study makes itself; those that are functions cannot be written in a file."""
+
 
 def check(space: SearchSpace) -> None:
     """Raise SpecError for settings that the sampler or the pruner does not have, or not so; all at once."""
@@ -48,7 +51,7 @@ def _setting_problems(
 ) -> Iterator[str]:
     ((name, settings),) = chosen.items()
     parameters = {} if name == "grid" else dict(inspect.signature(classes[name]).parameters)
-    known = parameters.keys() - {"seed", "constraints_func", "search_space"}
+    known = {key for key in parameters if key not in _OURS and "Callable" not in str(parameters[key].annotation)}
     needed = [key for key in sorted(known) if parameters[key].default is inspect.Parameter.empty]
     for key in (key for key in settings if key not in known):
         place = space.place([kind, name, key])
@@ -72,6 +75,8 @@ def sampler(space: SearchSpace, parameters: list[Parameter], stage: str, number:
         settings.setdefault("multivariate", True)
         settings.setdefault("group", any(one.distribution.when for one in parameters))
         settings.setdefault("n_startup_trials", min(10, max(3, (space.trials or 30) // 3)))
+    if name == "nsga2":
+        settings.setdefault("population_size", min(50, max(4, (space.trials or 50) // 5)))  # five generations
     seed = int.from_bytes(hashlib.sha256(f"{space.sampler_seed} {stage} {number}".encode()).digest()[:4], "big")
     with quietly():
         found: optuna.samplers.BaseSampler = _SAMPLERS[name](seed=seed, **settings)

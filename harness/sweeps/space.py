@@ -49,6 +49,11 @@ class Confirm(Settings):
     seeds: list[int] = Field(min_length=2)
     """None of which the search used."""
 
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        return spec.distinct_seeds(seeds)
+
 
 class Resources(Settings):
     """What a worker reserves on a Ray cluster."""
@@ -190,8 +195,10 @@ class SearchSpace(Settings):
         for parameter in self.parameters(arm):
             values = parameter.distribution.values
             if values is None:
-                fix = "give `choice`, or a `step`"
-                raise SpecError("a grid needs values that can be counted", where=f"space.{parameter.key}", fix=fix)
+                section, fix = "baseline.space" if arm == "baseline" else "space", "give `choice`, or a `step`"
+                place = self.place([*section.split("."), parameter.key])
+                what = f"{section}.{parameter.key}: a grid needs values that can be counted"
+                raise SpecError(what, where=place, fix=fix)
             found = [
                 (chosen | {parameter.key: value}, named | {parameter.name: value})
                 for chosen, named in found

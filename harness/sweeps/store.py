@@ -20,7 +20,7 @@ import optuna
 from filelock import FileLock
 from optuna.storages.journal import JournalFileBackend
 
-from harness.errors import StorageError, UserError
+from harness.errors import RunInUse, StorageError, UserError
 from harness.storage import RunLock
 from harness.sweeps.space import SearchSpace
 
@@ -151,8 +151,8 @@ class Store:
         lock = RunLock(output, self._study)
         with ExitStack() as stack:
             try:
-                lock.acquire()
-            except UserError:
+                lock.acquire(is_gone=self.has_machines)
+            except RunInUse:
                 yield False
                 return
             stack.callback(lock.release)
@@ -178,8 +178,8 @@ class Store:
         """That of a trial on this machine; None: another process has it."""
         lock = RunLock(self.folder, trial)
         try:
-            lock.acquire(attempts=1)
-        except UserError:
+            lock.acquire(attempts=1, is_gone=self.has_machines)
+        except RunInUse:
             return None
         return lock
 

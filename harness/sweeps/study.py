@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,8 +35,10 @@ from harness.sweeps.trials import Arm, State, TrialRecord
 _STAGES: tuple[str, ...] = ("search", "baseline", "confirm")
 _ATTEMPTS = 3
 """A trial whose process was killed so often is given up."""
-_EFFORT = "memory and time"
-"""The constraint that a trial breaks which runs out of either."""
+_LIMITS = "limits"
+"""The constraint that a trial breaks which runs out of memory or time, or diverges."""
+_NEED_VALUES = ("gp", "nsga2", "cmaes")
+"""Samplers that learn from complete trials only."""
 TAKEN = "another process took it up"
 """Why a process leaves a trial that it could not show its life for."""
 _STATES: dict[TrialState, State] = {
@@ -60,6 +63,8 @@ class Claim:
     """What a trial of the confirmation is about."""
     attempt: int
     """1, unless its process was killed before."""
+    seconds: float
+    """That the processes before this one took, as far as they could tell."""
     trial: optuna.Trial
     lease: Lease
 
@@ -91,23 +96,34 @@ class Study:
             self._begin(now)
 
     def _begin(self, now: dict[str, Any]) -> None:
-        for stage in _STAGES:
-            directions = [one.direction for one in self.space.objective]
-            study = optuna.create_study(
-                study_name=self._name(stage), storage=self.store.backend, directions=directions, load_if_exists=True
-            )
-            before = study.user_attrs.get("definition")
-            if before is None:
-                study.set_user_attr("definition", now)
-                if stage == "search":
-                    self.is_new = True
-                    study.set_metric_names([one.metric for one in self.space.objective])
-            elif changes := differences(before, now):
+        """Make what the storage lacks; what was begun with other settings is refused, unless it has no trial yet."""
+        names = set(optuna.get_all_study_names(self.store.backend))
+        known = [stage for stage in _STAGES if self._name(stage) in names]
+        before = self._load(known[0]).user_attrs.get("definition", now) if known else now
+        if changes := differences(before, now):
+            if any(self._trials(stage) for stage in known):
                 raise UserError(
                     f"the study '{self.plan.name}' was begun with other settings:\n  " + "\n  ".join(changes),
                     where=self.store.shown,
                     fix="put them back, or begin another one: study=<name>",
                 )
+            for stage in known:
+                optuna.delete_study(study_name=self._name(stage), storage=self.store.backend)
+        directions, metrics = zip(*((one.direction, one.metric) for one in self.space.objective), strict=True)
+        for stage in _STAGES:
+            study = optuna.create_study(
+                study_name=self._name(stage), storage=self.store.backend, directions=directions, load_if_exists=True
+            )
+            if stage == "search" and "definition" not in study.user_attrs:
+                self.is_new = True
+                study.set_metric_names(list(metrics))
+                study.set_user_attr("id", os.urandom(8).hex())
+                study.set_user_attr("definition", now)
+
+    @property
+    def identity(self) -> str:
+        """What tells it from any other study of its name."""
+        return self.recall("id") or ""
 
     def _name(self, stage: str) -> str:
         return self.plan.name if stage == "search" else f"{self.plan.name}.{stage}"
@@ -239,7 +255,8 @@ class Study:
             chosen = self.space.choose(arm_of(stage), functools.partial(sampling.suggest, trial))
             storage.set_trial_user_attr(trial_id, "chosen", chosen)
         lease = Lease(lock, beat, self.space.heartbeat_seconds)
-        return Claim(stage, found.number, chosen, given, attempts, trial, lease)
+        seconds = float(found.user_attrs.get("seconds", 0.0))
+        return Claim(stage, found.number, chosen, given, attempts, seconds, trial, lease)
 
     def _is_ours(self, claim: Claim) -> bool:
         """Whether no other process has taken the trial up, or finished it, since this one took it."""
@@ -283,19 +300,36 @@ class Study:
                 excess = metrics[metric] - limit if metric in metrics else float(state == "infeasible")
                 if metric not in known:
                     trial.set_constraint(metric, excess)
-            if _EFFORT not in known:
-                trial.set_constraint(_EFFORT, float(state == "infeasible"))
+            if _LIMITS not in known:
+                trial.set_constraint(_LIMITS, float(state == "infeasible"))
             told = {"complete": TrialState.COMPLETE, "failed": TrialState.FAIL}.get(state, TrialState.PRUNED)
             values = values if state == "complete" else None
+            if state == "infeasible" and not values and (worst := self._worst(claim.stage)):
+                told, values = TrialState.COMPLETE, worst
             self._load(claim.stage, claim.number).tell(trial, values, state=told, skip_if_finished=True)
 
-    def put_back(self, claim: Claim, *, is_asked: bool = True) -> None:
-        """Leave a trial for whoever goes on. `is_asked`: this process was asked to stop, the trial is not to blame."""
+    def _worst(self, stage: str) -> list[float]:
+        """What a sampler that needs values is told of a trial without any: the worst ones so far. [] for others."""
+        complete = [trial for trial in self._trials(stage) if trial.state == TrialState.COMPLETE]
+        if stage == "confirm" or not complete or not self.space.sampler.keys() & set(_NEED_VALUES):
+            return []
+        picks = [min if one.direction == "maximize" else max for one in self.space.objective]
+        return [pick(trial.values[i] for trial in complete) for i, pick in enumerate(picks)]
+
+    def put_back(self, claim: Claim, seconds: float, *, is_asked: bool = True) -> None:
+        """Leave a trial for whoever goes on.
+
+        Args:
+            claim: the trial.
+            seconds: that this process took for it.
+            is_asked: this process was asked to stop, or could not begin: the trial is not to blame.
+        """
         with suppress(StorageError), self.store.reaching():
             if self._is_ours(claim):
                 trial_id = claim.trial._trial_id
                 stops = int(claim.trial.user_attrs.get("stops", 0)) + is_asked
                 self.store.backend.set_trial_user_attr(trial_id, "stops", stops)
+                self.store.backend.set_trial_user_attr(trial_id, "seconds", claim.seconds + seconds)
                 self.store.backend.set_trial_state_values(trial_id, TrialState.WAITING)
         claim.lease.release()
 
@@ -328,6 +362,7 @@ def _waiting(trials: list[FrozenTrial]) -> list[FrozenTrial]:
 def _record(arm: Arm, trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
     attrs = trial.user_attrs
     state, metrics = _STATES[trial.state], attrs.get("metrics", {})
+    is_told = trial.state == TrialState.COMPLETE
     broken = [
         f"{key} is {metrics[key]:.4g}, at most {limit:g} is allowed"
         for key, limit in space.constraints.items()
@@ -340,7 +375,7 @@ def _record(arm: Arm, trial: FrozenTrial, space: SearchSpace) -> TrialRecord:
         number=trial.number,
         state=state,
         params=attrs.get("chosen") or attrs.get("given") or {},
-        values=list(trial.values or []),
+        values=[] if is_told and trial.constraints.get(_LIMITS, 0.0) > 0 else list(trial.values or []),
         intermediate=dict(trial.intermediate_values),
         metrics=metrics,
         run=attrs.get("run", ""),

@@ -6,6 +6,7 @@ same storage takes trials. Killed at any moment, the same command goes on.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import time
@@ -15,18 +16,20 @@ from pathlib import Path
 
 from harness import device, storage, tracking
 from harness.console import Terminal
-from harness.errors import Interrupted, SpecError
+from harness.errors import Interrupted, SpecError, UserError
 from harness.session import Session, begin
 from harness.spec import Spec
 from harness.sweeps import conclusion
 from harness.sweeps.crew import Crew, local_crew, ray_crew
-from harness.sweeps.plan import Plan, definition
+from harness.sweeps.plan import Plan, definition, differences
 from harness.sweeps.study import Study
 from harness.sweeps.view import StudyView
 from harness.sweeps.worker import CONFIRM, Worker, plan_confirmation, trial_spec
 from harness.tracker import Tracker
 
 _LOOK_SECONDS = 1.0
+_PARENT_SECONDS = 60.0
+"""How long the study's run in MLflow may take to be made."""
 
 
 def run(plan: Plan, arguments: list[str], *, is_worker: bool = False) -> None:
@@ -64,7 +67,9 @@ def _work(plan: Plan, first: Spec, folder: Path, is_worker: bool) -> None:
             else None
         )
         view = stack.enter_context(StudyView(plan.space, session.terminal))
-        parent = study.recall("mlflow_run") if study else None
+        if study:
+            _refuse_other_inputs(study, session)
+        parent = _parent(study, waits=not lead and not is_worker) if study else None
         worker = Worker(plan, session, study, parent, view)
         _say_begin(plan, study, session.terminal, lead)
         worker.work(tuple(plan.space.arms))
@@ -77,6 +82,25 @@ def _work(plan: Plan, first: Spec, folder: Path, is_worker: bool) -> None:
             conclusion.conclude(plan, study, session, lead)
         elif study and not is_worker:
             _replace(plan, study, first, session)
+
+
+def _refuse_other_inputs(study: Study, session: Session) -> None:
+    """Raise UserError if the data or the pretrained model are not those that the study began with."""
+    splits, model = session.loaded.splits, session.loaded.base_model
+    now = {f"{of.name} split": of.digest for of in (splits.train, splits.validation, splits.test)} | model
+    if (known := study.recall("inputs")) is None:
+        study.remember("inputs", json.dumps(now))
+    elif changes := differences(json.loads(known), now):
+        fix = "put them back, or begin another one: study=<name>"
+        raise UserError("the study was begun with other inputs:\n  " + "\n  ".join(changes), fix=fix)
+
+
+def _parent(study: Study, *, waits: bool) -> str | None:
+    """MLflow's id of the study's run; None: it is not known yet. `waits`: who leads may be about to make it."""
+    end = time.monotonic() + (_PARENT_SECONDS if waits else 0)
+    while (found := study.recall("mlflow_run")) is None and time.monotonic() < end:
+        time.sleep(_LOOK_SECONDS)
+    return found
 
 
 def _replace(plan: Plan, study: Study, first: Spec, session: Session | None = None) -> None:
@@ -118,7 +142,7 @@ def _leading(plan: Plan, study: Study, output: Path, terminal: Terminal) -> Iter
         tracker = _start_tracker(plan, study, output)
         status = "FAILED"
         try:
-            if run_id := tracker.wait_open(60):
+            if run_id := tracker.wait_open(_PARENT_SECONDS):
                 study.remember("mlflow_run", run_id)
             yield tracker
             status = "FINISHED"
@@ -134,7 +158,7 @@ def _leading(plan: Plan, study: Study, output: Path, terminal: Terminal) -> Iter
 def _start_tracker(plan: Plan, study: Study, output: Path) -> Tracker:
     """The study's own run, the parent of those of its trials; its id is known to all workers."""
     first = trial_spec(plan, "search", plan.first("search"), [])
-    tags = {"study": plan.name, "kind": "study", "folder": str(study.folder)}
+    tags = {"study": plan.name, "study_id": study.identity, "kind": "study", "folder": str(study.folder)}
     is_known = not study.is_new or study.recall("mlflow_run") is not None
     tracker = tracking.start(
         first.tracking, output, plan.name, plan.name, tags=tags, note=plan.space.story, resume=is_known

@@ -6,13 +6,13 @@ run is next, what its end means to the study, and that whatever happens to one t
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import statistics
 import time
 import traceback
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from harness import memory, processes, storage
@@ -23,6 +23,7 @@ from harness.errors import (
     LostProcess,
     MemoryExhausted,
     ModelError,
+    RunInUse,
     SpecError,
     Stopped,
     TrainingError,
@@ -68,6 +69,8 @@ class _End:
     state: State
     reason: str = ""
     scores: dict[str, float] | None = None
+    seconds: float = 0.0
+    """That its runs took, in all their processes."""
 
 
 class Worker:
@@ -97,10 +100,12 @@ class Worker:
                 if task is None:
                     continue
                 started = time.monotonic()
-                end = self._run(task, claim, started)
+                self._refuse_foreign(task)
+                end = self._run(task, claim)
             except BaseException as error:
                 if claim and self.study:  # what kills its process every time is given up in the end
-                    self.study.put_back(claim, is_asked=isinstance(error, Interrupted | KeyboardInterrupt))
+                    is_asked = isinstance(error, Interrupted | KeyboardInterrupt)
+                    self.study.put_back(claim, time.monotonic() - started, is_asked=is_asked)
                 raise
             self._tell(claim, task, end, time.monotonic() - started)
 
@@ -129,22 +134,40 @@ class Worker:
             own, arm, number, chosen = ["evaluation.final=scores"], _arm(claim.stage), claim.number, claim.chosen
         return Task(arm, run_name(self.plan, arm, number, given.get("seed")), chosen, own, number, claim.attempt > 1)
 
-    def _run(self, task: Task, claim: Claim | None, started: float) -> _End:
+    def _refuse_foreign(self, task: Task) -> None:
+        """Raise UserError if a run of this name was made by another study: it would be taken for this trial's."""
+        file = self.session.output / "runs" / task.run / "trial.json"
+        if self.study and file.exists():
+            made_by = json.loads(file.read_text(encoding="utf-8")).get("study_id", "")
+            if made_by != self.study.identity:
+                what = f"{task.run} is a run of an earlier study that was called {self.plan.name}"
+                fix = f"remove runs/{self.plan.name}-*, or begin a study of another name: study=<name>"
+                raise UserError(what, where=str(file.parent), fix=fix)
+
+    def _run(self, task: Task, claim: Claim | None) -> _End:
         """Run a trial to its end, whatever that is. Raises only what ends the study, or this process."""
         tags = {"study": self.plan.name, "arm": task.arm, "trial": str(task.number)}
+        if self.study:
+            tags["study_id"] = self.study.identity
+            self.parent = self.parent or self.study.recall("mlflow_run")
         try:
             spec = trial_spec(self.plan, task.arm, task.chosen, task.own)
             session = self.session.of(spec, tags=tags, terminal=self.view.terminal)
             session = replace(session, is_resumed=task.is_resumed)
-            results = run_in(session, task.run, self.parent, self._oversight(len(spec.seeds), claim, started))
-            return _End("complete", scores=_means(results))
+            results = run_in(session, task.run, self.parent, self._oversight(len(spec.seeds), claim))
+            return _End("complete", scores=_means(results), seconds=sum(map(_seconds, (r.scores for r in results))))
         except Stopped as error:
             end = _End("infeasible" if error.is_infeasible else "pruned", error.what)
         except MemoryExhausted as error:
             end = _End("infeasible", error.what)
         except LostProcess:
             raise
-        except (SpecError, ModelError, DataError, NonFinite) as error:
+        except NonFinite as error:
+            end = _End("infeasible", str(error))
+        except RunInUse as error:
+            self._raise_beside_others()
+            return _End("waiting", str(error))
+        except (SpecError, ModelError, DataError) as error:
             end = _End("failed", str(error))
         except (UserError, TrainingError, UnusableRun) as error:
             self._raise_beside_others()
@@ -171,43 +194,55 @@ class Worker:
         folder.mkdir(parents=True, exist_ok=True)
         storage.write_text(folder / "traceback.txt", traceback.format_exc())
 
-    def _oversight(self, num_seeds: int, claim: Claim | None, started: float) -> Oversight:
-        """Lets the pruner and the clock end a trial; the pruner of whole seeds looks after each of them."""
-        objective, limit = self.plan.space.objective[0].metric, self.plan.space.trial_minutes
-        by_seed = "wilcoxon" in self.plan.space.pruner
-        per_seed = 1 if by_seed else 10_000
+    def _oversight(self, num_seeds: int, claim: Claim | None) -> Oversight:
+        """Lets the pruner and the clock end a trial.
 
-        def report(seed: int, scores: dict[str, float], number: int) -> str:
+        The pruner sees every evaluation; of several seeds, after each of them the mean so far (Wilcoxon's test: its
+        value). The clock counts all processes that worked on the trial.
+        """
+        objective, limit = self.plan.space.objective[0].metric, self.plan.space.trial_minutes
+        by_seed, each = num_seeds > 1, "wilcoxon" in self.plan.space.pruner
+
+        def report(scores: dict[str, float], number: int) -> str:
             if claim is None or self.study is None or claim.stage == "confirm":
                 return ""
             self.view.show(self.study)
-            return self.study.report(claim, scores[objective], seed * per_seed + number)
+            return self.study.report(claim, scores[objective], number)
 
-        def of_seed(seed: int, before: list[dict[str, float]]) -> Oversight:
+        def of_seed(_: int, before: list[dict[str, float]]) -> Oversight:
             if by_seed and before:
-                why = report(seed - 1, before[-1], 1)
+                seen = before[-1:] if each else before
+                why = report({objective: statistics.fmean(one[objective] for one in seen)}, len(before))
                 if why := str(processes.from_first(self.accelerator, why)):
                     raise Stopped(f"{why} after {len(before)} of {num_seeds} seeds")
-            seconds = None if limit is None else 60 * limit - (time.monotonic() - started)
-            look = (lambda scores, number: "") if by_seed else partial(report, seed)
-            return Oversight(look, seconds, of_seed)
+            seconds = None if limit is None else 60 * limit - sum(map(_seconds, before))
+            return Oversight((lambda scores, number: "") if by_seed else report, seconds, of_seed)
 
         return of_seed(0, [])
 
     def _tell(self, claim: Claim | None, task: Task, end: _End, seconds: float) -> None:
         if claim is None or self.study is None:
             return
+        if end.state == "waiting":
+            self.study.put_back(claim, seconds)
+            time.sleep(_WAIT_SECONDS)
+            return
         scores, state, reason = end.scores or {}, end.state, end.reason
         values = [scores.get(one.metric, math.nan) for one in self.plan.space.objective] if end.scores else None
         if values and not all(map(math.isfinite, values)):
-            state, reason, values = "failed", f"the objective is {values}", None
-        seconds = max(seconds, scores.get("time/total_s", 0.0))  # with what processes before this one took
+            state, reason, values = "infeasible", f"the objective is {values}", None
+        seconds = max(claim.seconds + seconds, end.seconds)  # a process that was killed could not tell its own
         self.study.finish(claim, state, run=task.run, seconds=seconds, values=values, metrics=scores, reason=reason)
         self.view.show(self.study)
         self._failures = self._failures + 1 if state == "failed" else 0
         if self._failures >= _FAILURES:
             fix = "when that is mended, the same command goes on"
             raise TrainingError(f"{_FAILURES} trials in a row failed", where=self.plan.name, why=reason, fix=fix)
+
+
+def _seconds(scores: dict[str, float]) -> float:
+    """That a finished run took; the first process knows."""
+    return scores.get("time/total_s", 0.0)
 
 
 def run_name(plan: Plan, arm: Arm, number: int, seed: int | None = None) -> str:

@@ -61,3 +61,9 @@ def test_who_is_better_depends_on_the_direction(
 def test_what_noise_explains_is_a_tie_with_the_size_that_would_be_seen() -> None:
     told = verdict(facts(ours=[0.5, 0.6, 0.55, 0.58, 0.52], theirs=[0.52, 0.57, 0.56, 0.55, 0.54]))
     assert ": a tie. Differences below 0.0" in told
+
+
+def test_the_same_difference_on_every_seed_is_no_evidence() -> None:
+    """0.125 is one of eight test items: no spread does not mean no doubt."""
+    told = verdict(facts(ours=[0.625, 0.75, 0.5, 0.625, 0.75], theirs=[0.5, 0.625, 0.375, 0.5, 0.625]))
+    assert told.endswith("cannot be judged. Every seed differs by the same amount: so few test items have no spread.")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from harness import spec
 from harness.command import main
 from harness.errors import SpecError
-from harness.sweeps.plan import Plan
+from harness.sweeps.plan import Plan, render
 
 Make = Callable[..., Plan]
 
@@ -116,16 +119,41 @@ def test_a_mistake_of_the_command_line_is_told_as_typed(
         make(text, exp, tuple(own), tuple(overrides))
 
 
-@pytest.mark.parametrize("name", ["hyperband", "successive_halving"])
-def test_a_pruner_of_budgets_does_not_go_with_several_seeds(make: Make, name: str) -> None:
-    text = f"  train.epochs: {{choice: [1]}}\npruner: {name}\n"
-    assert make(text, overrides=("seeds=[7]",)).space.pruner == {name: {}}
+@pytest.mark.parametrize(("arm", "line"), [("space", 4), ("baseline.space", 5)])
+def test_a_grid_without_an_end_is_told_with_its_line(make: Make, arm: str, line: int) -> None:
+    endless, counted = "{log_uniform: [1.0e-5, 1.0e-3]}", "{choice: [1.0e-4]}"
+    ours, theirs = (endless, counted) if arm == "space" else (counted, endless)
+    baseline = f"baseline: {{exp: full_finetune, space: {{train.learning_rate: {theirs}}}}}"
     with pytest.raises(SpecError) as error:
-        make(text, overrides=("seeds=[7,8]",))
-    assert str(error.value) == (
-        f"mine.yaml:5: pruner: {name} does not go with several seeds: its budgets are evaluations of one run, "
-        "and 2 seeds are 2 runs: name one seed, or choose median or wilcoxon"
-    )
+        make(f"  train.learning_rate: {ours}\n{baseline}\nsampler: grid\n")
+    assert str(error.value).startswith(f"mine.yaml:{line}: {arm}.train.learning_rate: a grid needs values")
+
+
+def test_experiments_of_one_study_have_one_precision(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = _experiments(tmp_path, other="precision: bf16")
+    monkeypatch.setattr(spec, "EXPERIMENTS", files)
+    with pytest.raises(SpecError, match="other: its precision are not those of lora: nothing could be compared"):
+        make("  train.learning_rate: {choice: [1.0e-4]}\nbaseline: {exp: other}\n")
+
+
+def test_budgets_that_differ_are_told_unless_they_are_searched(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spec, "EXPERIMENTS", _experiments(tmp_path, other="train: {epochs: 3}"))
+    made = make("  train.learning_rate: {choice: [1.0e-4]}\nbaseline: {exp: other}\n")
+    assert made.budgets() == ["train.epochs: 5 (lora), 3 (other)"]
+    assert "NOTE not the same for all experiments: train.epochs: 5 (lora), 3 (other)" in render(made)
+    assert make("  train.epochs: {choice: [5]}\nbaseline: {exp: other}\n").budgets() == []
+
+
+def _experiments(folder: Path, *, other: str) -> Path:
+    """The shipped experiments, and another one that is full fine-tuning with something else."""
+    files = folder / "experiments"
+    shutil.copytree(spec.EXPERIMENTS, files)
+    (files / "other.yaml").write_text(f"# Another one.\ndefaults: [base, _self_]\n{other}\n")
+    return files
 
 
 @pytest.mark.parametrize("name", ["median", "{percentile: {percentile: 50.0}}", "wilcoxon"])

@@ -100,7 +100,7 @@ def test_a_process_that_was_out_of_reach_leaves_its_trial_to_the_one_that_took_i
     assert again
     assert (again.number, again.attempt, again.chosen) == (claim.number, 2, claim.chosen)
     assert mine.report(claim, 0.2, 2) == "another process took it up"
-    mine.put_back(claim)
+    mine.put_back(claim, 1.0)
     mine.finish(claim, "failed", run="r", seconds=1.0, reason="late")
     assert other.records("search")[0].state == "running"
     assert other.report(again, 0.3, 2) == ""

@@ -41,6 +41,7 @@ def test_every_pruner_is_made(name: str) -> None:
     [
         ({"sampler": {"tpe": {"n_startup_trails": 3}}}, r"sampler\.tpe\.n_startup_trails: unknown key; .*_trials'\?$"),
         ({"sampler": {"tpe": {"seed": 3}}}, r"sampler\.tpe\.seed: unknown key; "),
+        ({"sampler": {"tpe": {"gamma": 0.2}}}, r"sampler\.tpe\.gamma: unknown key; "),
         ({"sampler": {"grid": {"order": 1}}}, r"sampler\.grid\.order: unknown key; known: none$"),
         ({"pruner": {"median": {"n_warmup_step": 3}}}, r"pruner\.median\.n_warmup_step: unknown key; .*_steps'\?$"),
         ({"pruner": {"percentile": {}}}, r"^mine\.yaml: pruner\.percentile\.percentile: missing$"),
@@ -77,3 +78,10 @@ def test_tpe_knows_groups_only_where_there_are_conditions() -> None:
         settings = _space(space=of)
         made: Any = sampling.sampler(settings, settings.parameters("search"), "search", 0)
         assert (made._multivariate, made._group, made._n_startup_trials) == (True, is_grouped, 3)
+
+
+@pytest.mark.parametrize(("trials", "size"), [(8, 4), (24, 4), (100, 20), (1000, 50)])
+def test_nsga2_has_generations_in_a_study_of_this_size(trials: int, size: int) -> None:
+    settings = _space(sampler="nsga2", trials=trials)
+    made: Any = sampling.sampler(settings, settings.parameters("search"), "search", 0)
+    assert made._population_size == size

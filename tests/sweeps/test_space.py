@@ -70,6 +70,8 @@ MISTAKES = [
     ("space: {a: {int_uniform: [1, 2]}}\nsampler: cmaes\nconstraints: {a: 1.0}", 4, r"does not learn from constraints"),
     ("space: {a: {choice: [1, 2]}, b: {uniform: [0.0, 1.0], when: {a: 1}}}\nsampler: gp", 4, r"gp knows no conditions"),
     ("space: {a: {choice: [1]}}\nconfirm: {top: 0, seeds: [1, 2]}", 4, r"confirm\.top: .* greater than or equal to 1"),
+    ("space: {a: {choice: [1]}}\nconfirm: {top: 1, seeds: [3, 3]}", 4, r"confirm\.seeds: .*distinct whole numbers"),
+    ("space: {a: {choice: [1]}}\nconfirm: {top: 1, seeds: [-1, 3]}", 4, r"confirm\.seeds: .*distinct whole numbers"),
     ("space: {a: {choice: [1]}}\nconfirm: {top: 1, seds: [1, 2]}", 4, r"confirm\.seds: unknown key; .*`seeds`"),
     ("space: {a: {choice: [1]}}\nbaseline: {exp: lora, spce: {}}", 4, r"baseline\.spce: unknown key; .*`space`"),
     ("space: {a: {choice: [1]}}\nbaseline: {exp: lora, space: {b: {chice: [1]}}}", 4, r"space\.b\.chice: .*`choice`"),
@@ -191,7 +193,7 @@ def test_a_grid_is_every_configuration_once(arm: Arm) -> None:
 
 
 def test_a_range_without_a_step_is_no_grid() -> None:
-    with pytest.raises(SpecError, match=r"^space\.a: a grid needs values that can be counted\n  fix: give `choice`"):
+    with pytest.raises(SpecError, match=r"^mine\.yaml: space\.a: a grid needs values that can be counted\n  fix: give"):
         _made({"a": {"uniform": [0.0, 1.0]}}, sampler="grid").grid("search")
 
 

@@ -219,6 +219,30 @@ def test_the_sampler_avoids_what_runs_out_of_memory(tmp_path: Path) -> None:
     assert 2 * _count_large("tpe", tmp_path / "tpe") < _count_large("random", tmp_path / "random")
 
 
+@pytest.mark.parametrize("name", ["tpe", "gp", "nsga2", "cmaes"])
+def test_samplers_that_need_values_are_told_the_worst_one_of_what_ran_out_of_memory(name: str, tmp_path: Path) -> None:
+    """F33: they learn from complete trials only. Nothing that was not measured is shown."""
+    study = Study(_plan(NUMBERS, sampler=name), tmp_path)
+    for value in (0.5, 0.25, None):
+        claim = _claim(study)
+        _end(study, claim, *([] if value is None else [value]), state="infeasible" if value is None else "complete")
+    (*_, told) = study._trials("search")
+    assert (told.state.name, told.values) == (("PRUNED", None) if name == "tpe" else ("COMPLETE", [0.25]))
+    assert [(one.state, one.values) for one in _records(study)][2] == ("infeasible", [])
+    assert all(value > 0 for value in told.constraints.values())
+
+
+def test_a_study_without_a_trial_may_be_begun_anew(tmp_path: Path) -> None:
+    """A mistake is told after it was begun: what mends it is no other study."""
+    Study(_plan(NUMBERS, objective=TWO), tmp_path)
+    study = Study(_plan(CONDITIONAL), tmp_path)
+    assert study.is_new
+    _drive(study, trials=1)
+    with pytest.raises(UserError, match="begun with other settings"):
+        Study(_plan(NUMBERS), tmp_path)
+    assert study.identity == Study(_plan(CONDITIONAL), tmp_path).identity != ""
+
+
 def test_trials_that_fail_do_not_end_the_study(tmp_path: Path) -> None:
     """F33."""
     study = Study(_plan(NUMBERS, trials=6), tmp_path)
@@ -242,7 +266,8 @@ def test_a_trial_that_was_put_back_is_taken_again(tmp_path: Path) -> None:
         assert (claim.number, claim.attempt) == (0, attempt)
         first = first or claim.chosen
         assert claim.chosen == first
-        study.put_back(claim)
+        assert claim.seconds == 30.0 * (attempt - 1), "what it took so far"
+        study.put_back(claim, 30.0)
     _drive(Study(plan, tmp_path))
     assert [one.state for one in _records(study)] == ["complete"] * 2
 

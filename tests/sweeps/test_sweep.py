@@ -17,11 +17,12 @@ import pytest
 
 from harness import processes
 from harness.command import main
-from harness.errors import Interrupted, LostProcess, MemoryExhausted, TrainingError
+from harness.errors import Interrupted, LostProcess, MemoryExhausted, RunInUse, TrainingError
 from harness.run import run_in
 from harness.storage import RunLock
-from harness.sweeps import conclusion, worker
+from harness.sweeps import conclusion, sweep, worker
 from harness.sweeps.study import Study
+from harness.train import NonFinite
 from tests.stores import QUIET
 from tests.sweeps import launches
 from tests.test_launch import TWO, launch, wait_for
@@ -134,6 +135,7 @@ def test_who_helped_makes_the_report_if_the_one_that_led_is_gone(
 ) -> None:
     leader = RunLock(tmp_path, "small")
     leader.acquire()
+    monkeypatch.setattr(sweep, "_PARENT_SECONDS", 0.1)
     report, gone = tmp_path / "studies" / "small" / "report.md", "the process that led this study is gone"
     assert study(tmp_path, tiny) == 0
     told = capsys.readouterr().out
@@ -267,6 +269,80 @@ def test_a_stopped_study_goes_on_with_the_trial_it_left(
     assert study(tmp_path, tiny) == 0
     assert [row["state"] for row in trials(tmp_path)] == ["complete"] * 4
     assert mlflow_runs(tmp_path)["small"]["status"] == "FINISHED"
+
+
+def test_f33_trials_that_diverge_are_infeasible_and_never_end_the_study(
+    tmp_path: Path, tiny: list[str], faulty: Callable[[Fault], None]
+) -> None:
+    faulty(lambda name, times: NonFinite("the loss is nan") if name < "small-s" or name[-1] in "012" else None)
+    assert study(tmp_path, tiny, "trials=4", "~confirm", "~baseline") == 0
+    assert [row["state"] for row in trials(tmp_path)] == ["infeasible"] * 3 + ["complete"]
+
+
+def test_a_trial_that_another_process_still_works_on_waits(
+    tmp_path: Path, tiny: list[str], faulty: Callable[[Fault], None]
+) -> None:
+    """F34: it was out of reach, and will find out. Its checkpoints are its own."""
+    faulty(lambda name, times: RunInUse("another process works on it") if times < 6 else None)
+    assert study(tmp_path, tiny, "trials=1", "~confirm", "~baseline") == 0
+    (row,) = trials(tmp_path)
+    assert row["state"] == "complete"
+
+
+def test_runs_of_an_earlier_study_of_the_same_name_are_not_taken_for_trials(
+    tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["trials=1", "~confirm", "~baseline"]
+    assert study(tmp_path, tiny, *small) == 0
+    shutil.rmtree(tmp_path / "studies" / "small")
+    capsys.readouterr()
+    assert study(tmp_path, tiny, *small, "methods.lora.alpha=32") == 2
+    told = capsys.readouterr().err
+    assert "small-s000 is a run of an earlier study that was called small" in told and "study=<name>" in told
+    assert study(tmp_path, tiny, *small, "study=other") == 0
+
+
+def test_f35_other_data_or_another_mistake_of_the_spec(
+    tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistake that is found when the data is read does not fix the study; data that changed later ends it."""
+    (name,) = (word for word in tiny if word.startswith("data.name="))
+    own, small = tmp_path / "own.csv", ["trials=1", "~confirm", "~baseline"]
+    shutil.copy(name.partition("=")[2], own)
+    words = [*(word for word in tiny if word != name), f"data.name={own}", *small]
+    assert study(tmp_path, words, "data.text=reviw") == 2
+    assert study(tmp_path, words) == 0
+    own.write_text(own.read_text() + "99 good bad never,a\n98 terrible,b\n" * 5)
+    capsys.readouterr()
+    assert study(tmp_path, words, "trials=2") == 2
+    told = capsys.readouterr().err
+    assert "begun with other inputs" in told and "train split: " in told
+
+
+def test_a_helper_learns_the_run_of_the_study_as_soon_as_it_is_known(
+    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """U15: its later trials stand below the study's run."""
+    leader, parents = RunLock(tmp_path, "small"), list[str | None]()
+    leader.acquire()
+
+    def look(session: Any, name: str, parent: str | None, *more: Any) -> Any:
+        parents.append(parent)
+        Study.remember(studies[0], "mlflow_run", "0" * 32)
+        return run_in(session, name, None, *more)
+
+    class Watched(Study):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            studies.append(self)
+
+    studies: list[Study] = []
+    monkeypatch.setattr(sweep, "_PARENT_SECONDS", 0.1)
+    monkeypatch.setattr(sweep, "Study", Watched)
+    monkeypatch.setattr(worker, "run_in", look)
+    assert study(tmp_path, tiny, "~confirm", "~baseline") == 0
+    leader.release()
+    assert parents == [None, "0" * 32]
 
 
 def test_a_launch_that_lost_a_process_blames_no_trial(

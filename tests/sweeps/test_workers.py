@@ -82,7 +82,7 @@ def test_a_trial_whose_process_is_killed_three_times_is_given_up(tmp_path: Path)
         assert (claim.number, claim.attempt) == (0, attempt)
         chosen.append(claim.chosen)
         if ends == "stop":
-            study.put_back(claim)
+            study.put_back(claim, 1.0)
         claim.lease.release()
     assert all(one == chosen[0] for one in chosen)
     claim = study.claim("search")
