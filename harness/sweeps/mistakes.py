@@ -50,7 +50,7 @@ def _check_size(space: SearchSpace, arm: Arm) -> list[str]:
     try:
         space.size(arm)
     except SpecError as error:
-        return [str(error).replace("\n", ";")]
+        return [str(error).replace("\n  fix: ", "; ")]
     return []
 
 
@@ -80,11 +80,14 @@ def _check_exp(plan: Plan) -> None:
 
 def _check_overrides(plan: Plan) -> Iterator[str]:
     """What is wrong with overrides of the command line: searched keys, methods of no experiment."""
-    searched = {one.key for arm in plan.space.arms for one in plan.space.parameters(arm)}
+    sections: dict[Arm, str] = {"search": "space", "baseline": "baseline.space"}
+    places = [(one.key, sections[arm]) for arm in plan.space.arms for one in plan.space.parameters(arm)]
+    searched = {key for key, _ in places}
     for override in plan.overrides:
         key = override.lstrip("~+").split("=", 1)[0]
         if near := [one for one in searched if one == key or one.startswith(f"{key}.") or key.startswith(f"{one}.")]:
-            yield f"{override}: {min(near)} is searched: leave it out, or choose another space"
+            removal = " ".join(f"'~{section}.{of}'" for of, section in dict.fromkeys(places) if of == min(near))
+            yield f"{override}: {min(near)} is searched: leave it out, or search it no more: {removal}"
         if key == "evaluation.final" or key.startswith("compression") or override == "evaluation.baselines=true":
             yield f"{override}: a trial has no use for it: leave it out"
         if (

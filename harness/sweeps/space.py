@@ -7,7 +7,7 @@ trial chooses becomes an override, as if it had been typed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
@@ -237,7 +237,10 @@ def load(name: str, overrides: list[str] | None = None) -> SearchSpace:
     if name not in names():
         raise SpecError(f"no search space is called '{name}'", where=f"sweep={name}", fix=did_you_mean(name, names()))
     source = yaml_source.read(SPACES / f"{name}.yaml")
-    composed = composing.compose(SPACES, name, list(_instead(overrides or [])))
+    removed = [one for one in overrides or [] if one.startswith(("~space.", "~baseline.space."))]
+    composed = composing.compose(SPACES, name, list(_instead(one for one in overrides or [] if one not in removed)))
+    for one in removed:
+        _remove(one, composed)
     places = yaml_source.Places([source], overrides or [])
     try:
         told = spec.comment(SPACES / f"{name}.yaml")
@@ -250,7 +253,16 @@ def load(name: str, overrides: list[str] | None = None) -> SearchSpace:
     return found
 
 
-def _instead(overrides: list[str]) -> Iterator[str]:
+def _remove(override: str, composed: dict[str, Any]) -> None:
+    """Search a key no more; Hydra knows no keys with dots. Raises SpecError if it is not searched."""
+    section, _, key = override.removeprefix("~").partition("space.")
+    searched = ((composed.get("baseline") or {}) if section else composed).get("space", {})
+    if key not in searched:
+        raise SpecError(f"{key} is not searched", where=override, fix=did_you_mean(key, searched))
+    del searched[key]
+
+
+def _instead(overrides: Iterable[str]) -> Iterator[str]:
     """The overrides, with a sampler or pruner taking the place of the one in the file, not standing beside it."""
     for one in overrides:
         key = one.lstrip("+").partition("=")[0]

@@ -99,7 +99,8 @@ def test_a_mistake_in_one_of_several_ranges_has_its_own_line(make: Make) -> None
 @pytest.mark.parametrize(
     ("exp", "own", "overrides", "message"),
     [
-        ("lora", [], ["train.epochs=3"], r"^train\.epochs=3: train\.epochs is searched: leave it out"),
+        ("lora", [], ["train.epochs=3"],
+         r"^train\.epochs=3: train\.epochs is searched: leave it out, or search it no more: '~space\.train\.epochs'$"),
         ("lora", [], ["~train.epochs"], r"^~train\.epochs: train\.epochs is searched"),
         ("lora", [], ["methods.lora={}"], r"^methods\.lora=\{\}: methods\.lora\.rank is searched"),
         ("lora", ["objective.metric=validation/f1_marco"], [], r"^objective\.metric=.*: .*'validation/f1_macro'"),

@@ -209,3 +209,15 @@ def test_a_pruner_of_the_command_line_takes_the_place_of_the_one_in_the_file(wor
     assert "median" in space.load("lora_rank").pruner
     assert list(space.load("lora_rank", [word]).pruner) == ["percentile"]
     assert space.load("lora_rank", ["pruner.median.n_warmup_steps=3"]).pruner == {"median": {"n_warmup_steps": 3}}
+
+
+def test_a_key_need_not_be_searched() -> None:
+    found = space.load("lora_rank", ["~space.train.learning_rate", "~baseline.space.train.learning_rate"])
+    assert (list(found.space), found.baseline and found.baseline.space) == (["methods.lora.rank"], {})
+    for one in ("~space.train.learning_rat", "~baseline.space.train.learning_rat"):
+        with pytest.raises(
+            SpecError, match=r"train\.learning_rat is not searched\n  fix: did you mean 'train.learning_rate'"
+        ):
+            space.load("lora_rank", [one])
+    with pytest.raises(SpecError, match="is not searched"):
+        space.load("lora_rank", ["~baseline", "~baseline.space.train.learning_rate"])
