@@ -2,8 +2,9 @@
 
     python benchmarks/study_cost.py [--trials 12] [--steps 20] [--workers 2]
 
-The study runs first, cold as a user starts it; then each of its trials is launched as a process of its own with the
-same settings, one after the other, each with all cores. Wall times of whole commands; the ratio is what counts.
+The study runs first, cold as a user starts it, by one process and by several; then each of its trials is launched as a
+process of its own with the same settings, one after the other, each with all cores. Wall times of whole commands; the
+ratio is what counts. Bookkeeping is what lies between the trials of one process: to take one, to tell its end.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import optuna
+from optuna.storages.journal import JournalFileBackend
+
 PROJECT = Path(__file__).parent.parent
-SPACE = ["exp=lora", "sweep=lora_rank", "study=cost", "~confirm", "~baseline", "pruner=none", "sampler=random"]
+SPACE = ["exp=lora", "sweep=lora_rank", "~confirm", "~baseline", "pruner=none", "sampler=random"]
 
 
 def launch(*words: str) -> float:
@@ -42,20 +46,34 @@ def main() -> None:
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         of_study = [word for word in training if not word.startswith("evaluation.final")]
-        size = [f"trials={asked.trials}", f"workers={asked.workers}"]
-        study = launch(*SPACE, *size, *of_study, f"output={folder}")
-        with (Path(folder) / "studies" / "cost" / "trials.csv").open(newline="") as file:
-            trials = list(csv.DictReader(file))
+        walls = {}
+        for workers in dict.fromkeys([asked.workers, 1]):
+            size = [f"trials={asked.trials}", f"workers={workers}", f"study=by-{workers}"]
+            walls[workers] = launch(*SPACE, *size, *of_study, f"output={folder}")
+        trials = _trials(Path(folder) / "studies" / "by-1")
         assert [row["state"] for row in trials] == ["complete"] * asked.trials
-        within = sum(float(row["seconds"]) for row in trials)
         alone = 0.0
         for row in trials:
             chosen = [f"{key}={row[key]}" for key in row if key.startswith(("methods.", "train."))]
             alone += launch("exp=lora", *training, *chosen, f"output={folder}/alone")
-    print(
-        f"{asked.trials} trials of {asked.steps} steps: study {study:.0f} s with {asked.workers} workers (sum of trials"
-    )
-    print(f"{within:.0f} s), as processes {alone:.0f} s: {alone / study:.2f} x")
+        between = _bookkeeping(Path(folder) / "studies" / "by-1" / "journal.log")
+    print(f"{asked.trials} trials of {asked.steps} steps, as processes {alone:.0f} s")
+    for workers, wall in walls.items():
+        print(f"study, {workers} workers: {wall:.0f} s, {alone / wall:.2f} x")
+    print(f"bookkeeping: {1000 * between / asked.trials:.0f} ms a trial, {between / walls[1]:.2%} of the study's time")
+
+
+def _trials(folder: Path) -> list[dict[str, str]]:
+    with (folder / "trials.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _bookkeeping(journal: Path) -> float:
+    """Seconds between the first trial's start and the last one's end in which none was at work."""
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+    trials = optuna.load_study(study_name="by-1", storage=storage).get_trials()
+    starts, ends = ([getattr(trial, name) for trial in trials] for name in ("datetime_start", "datetime_complete"))
+    return float((max(ends) - min(starts)).total_seconds() - sum(trial.user_attrs["seconds"] for trial in trials))
 
 
 if __name__ == "__main__":
