@@ -82,7 +82,7 @@ class Store:
             UserError: no such kind of storage, SQLite for several workers, an @ in the password.
         """
         self.url, self.folder, self._study = space.storage, folder, study
-        _refuse(self.url, space)
+        check(space)
         self.has_machines = (self.url or "").startswith("postgresql")
         """Whether processes of other machines may work on the study."""
         self._seconds = space.heartbeat_seconds
@@ -192,8 +192,9 @@ class Store:
         return functools.partial(self.backend.record_heartbeat, trial_id) if self.has_machines else None
 
 
-def _refuse(url: str | None, space: SearchSpace) -> None:
-    """Raise UserError for a storage that does not suit."""
+def check(space: SearchSpace) -> None:
+    """Raise UserError for a storage that does not suit; nothing is opened."""
+    url = space.storage
     if url is None:
         return
     if url.startswith("sqlite:"):

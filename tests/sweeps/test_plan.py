@@ -113,9 +113,12 @@ def test_what_makes_a_study_small_fits_every_space(name: str, capsys: pytest.Cap
     assert "search: 2 trials" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("wrong", ["sampler={tpe: {gama: 3}}", "pruner={wilcoxon: {p_threshold: often}}"])
-def test_settings_of_sampler_and_pruner_are_looked_at_by_plan(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "wrong", ["sampler={tpe: {gama: 3}}", "pruner={wilcoxon: {p_threshold: often}}", "storage='mysql://me:secret@host'"]
+)
+def test_settings_of_the_engine_are_looked_at_by_plan(wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["exp=lora", "sweep=lora_rank", "space.train.learning_rate={choice: [1e-3]}", wrong, "--plan"]) == 2
     told = capsys.readouterr()
     key = wrong.partition("=")[0]
-    assert f"{key}." in told.err and told.out == ""
+    assert told.err.startswith(("error: mine.yaml", f"error: {key}")) and told.out == ""
+    assert "secret" not in told.err
