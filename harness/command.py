@@ -114,7 +114,7 @@ def _main(arguments: list[str]) -> int:
 
 def _sweep(flags: list[str], words: list[str]) -> int:
     """Begin a study, or go on with it."""
-    from harness.sweeps import mistakes, sampling, store
+    from harness.sweeps import mistakes
     from harness.sweeps.plan import render
 
     chosen = {key: [word.removeprefix(key) for word in words if word.startswith(key)] for key in ("sweep=", "exp=")}
@@ -128,6 +128,8 @@ def _sweep(flags: list[str], words: list[str]) -> int:
         own, overrides = [*_small(name, exp), *own], [*SMOKE, *overrides]
     plan = mistakes.check(space.load(name, own), exp, overrides)
     threads.choose_wait_policy()
+    from harness.sweeps import sampling, store
+
     sampling.check(plan.space)
     store.check(plan.space)
     if "--plan" in flags:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import StorageError
-from harness.sweeps import study as studies
+from harness.sweeps import store
 from harness.sweeps.study import Study
 from tests.sweeps import crews
 from tests.sweeps.crews import Labour
@@ -96,7 +96,7 @@ def test_a_claim_that_fails_halfway_leaves_the_trial_to_be_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = Study(crews.plan("trials=1"), tmp_path)
-    monkeypatch.setattr(studies, "_PATIENCE", ())
+    monkeypatch.setattr(store, "_PATIENCE", ())
     with monkeypatch.context() as broken, pytest.raises(StorageError, match="No space left"):
         broken.setattr(study.store.backend, "set_trial_param", _full)
         study.claim("search")
