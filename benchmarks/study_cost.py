@@ -50,6 +50,7 @@ def main() -> None:
         for workers in dict.fromkeys([asked.workers, 1]):
             size = [f"trials={asked.trials}", f"workers={workers}", f"study=by-{workers}"]
             walls[workers] = launch(*SPACE, *size, *of_study, f"output={folder}")
+            print(f"study, {workers} workers: {walls[workers]:.0f} s", flush=True)
         trials = _trials(Path(folder) / "studies" / "by-1")
         assert [row["state"] for row in trials] == ["complete"] * asked.trials
         alone = 0.0
@@ -57,9 +58,8 @@ def main() -> None:
             chosen = [f"{key}={row[key]}" for key in row if key.startswith(("methods.", "train."))]
             alone += launch("exp=lora", *training, *chosen, f"output={folder}/alone")
         between = _bookkeeping(Path(folder) / "studies" / "by-1" / "journal.log")
-    print(f"{asked.trials} trials of {asked.steps} steps, as processes {alone:.0f} s")
-    for workers, wall in walls.items():
-        print(f"study, {workers} workers: {wall:.0f} s, {alone / wall:.2f} x")
+    ratios = ", ".join(f"{alone / wall:.2f} x of {workers} workers" for workers, wall in walls.items())
+    print(f"{asked.trials} trials of {asked.steps} steps as processes: {alone:.0f} s, {ratios}")
     print(f"bookkeeping: {1000 * between / asked.trials:.0f} ms a trial, {between / walls[1]:.2%} of the study's time")
 
 
