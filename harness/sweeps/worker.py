@@ -92,6 +92,7 @@ class Worker:
         """
         while True:
             claim, is_over = self._next(stages) if self.study else (None, False)
+            started = time.monotonic()
             try:
                 own = (self._task(claim) if claim else None, is_over)
                 task, is_over = processes.from_first(self.accelerator, own)
@@ -99,7 +100,6 @@ class Worker:
                     return
                 if task is None:
                     continue
-                started = time.monotonic()
                 self._refuse_foreign(task)
                 end = self._run(task, claim)
             except BaseException as error:

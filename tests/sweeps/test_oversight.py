@@ -8,7 +8,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from harness.errors import Stopped
+from harness import processes
+from harness.errors import LostProcess, Stopped
 from harness.sweeps.study import Claim
 from harness.sweeps.worker import Worker
 from tests.sweeps.test_study import MAXIMIZE, NUMBERS, _plan
@@ -61,3 +62,19 @@ def test_the_clock_counts_what_earlier_processes_took() -> None:
     assert look.seconds == 120.0
     later = look.of_seed(2, [scores(0.5, 40.0), scores(0.5, 50.0)])
     assert later is not None and later.seconds == 30.0
+
+
+def test_a_process_that_is_lost_before_the_trial_begins_leaves_it_to_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F5: the launch is gone, and its trial waits."""
+
+    def lose(accelerator: Any, value: Any) -> Any:
+        raise LostProcess("lost another process")
+
+    study = Mock()
+    study.records.return_value = []
+    study.claim.return_value = SimpleNamespace(stage="search", given={}, chosen={}, number=0, attempt=1)
+    monkeypatch.setattr(processes, "from_first", lose)
+    with pytest.raises(LostProcess):
+        worker(study).work(("search",))
+    study.put_back.assert_called_once()
+    assert study.put_back.call_args.kwargs == {"is_asked": False}
