@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import threading
 import time
 import warnings
@@ -20,6 +22,18 @@ class Quiet(WSGIRequestHandler):
 
     def log(self, type: str, message: str, *args: Any) -> None:
         pass
+
+
+def _listening(port: int) -> socket.socket:
+    """A socket on this port; waits for it while a process that just began still holds the one closed before."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return socket.create_server(("127.0.0.1", port), backlog=128)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 class Faulty:
@@ -57,7 +71,9 @@ class Faulty:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        self._server = make_server("127.0.0.1", self.port, self._answer, threaded=True, request_handler=Quiet)
+        with _listening(self.port) as ear:  # the server works on a copy of it
+            place = ("127.0.0.1", self.port)
+            self._server = make_server(*place, self._answer, threaded=True, request_handler=Quiet, fd=ear.fileno())
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +89,25 @@ def assert_complete(server: Faulty, folder: Path, status: str = "FINISHED") -> A
     assert run.info.status == status
     assert not list((folder / "spool").glob("*"))
     return run
+
+
+def test_the_server_gets_its_port_back_while_other_processes_begin(module_server: Faulty) -> None:
+    """Between fork and exec each of them holds a copy of the socket that is listened on."""
+    enough = threading.Event()
+
+    def begin_processes() -> None:
+        while not enough.is_set():
+            subprocess.run(["true"], check=True)
+
+    with ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(begin_processes)
+        try:
+            for _ in range(10):
+                module_server.stop()
+                module_server.start()
+        finally:
+            enough.set()
+        begun.result()
 
 
 @pytest.mark.parametrize("fault", ["refuse", "swallow", "busy"])
