@@ -118,6 +118,7 @@ def test_a_launcher_that_is_stopped_leaves_a_checkpoint_and_no_orphan(
         ) as process,
     ):
         wait_for(lambda: list(tmp_path.glob("runs/*/checkpoints/step-*")))
+        wait_for(lambda: (tmp_path / "mlflow.db").exists() and query(tmp_path, "select status from runs"))
         if number == signal.SIGTERM:
             process.terminate()
         else:

@@ -225,11 +225,15 @@ class Study:
         return {"fixed_params": next(one for one in cells if one not in done)}
 
     def _take(self, stage: str, found: FrozenTrial) -> Claim | None:
-        """Claim a trial that waits or was left behind; None: another process has it, or it was killed too often."""
+        """Claim a trial that waits or was left behind.
+
+        None: another process has it, finished it since it was found, or it was killed too often.
+        """
         if (lock := self.store.lock(f"{stage}-{found.number:04d}")) is None:
             return None
         try:
-            claim = self._begin_attempt(stage, found, lock)
+            now = self.store.backend.get_trial(found._trial_id)
+            claim = None if now.state.is_finished() else self._begin_attempt(stage, now, lock)
         except BaseException:
             lock.release()
             raise

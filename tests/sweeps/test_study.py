@@ -287,6 +287,20 @@ def test_a_trial_whose_process_was_killed_is_taken_up_by_another_one(tmp_path: P
     assert [(one.number, one.values) for one in _records(study)] == [(0, [0.5]), (1, [0.6])]
 
 
+def test_a_trial_that_ends_while_another_process_looks_is_not_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was seen at work, and gave its lease back before it was asked for."""
+    plan = _plan(NUMBERS)
+    first, second = Study(plan, tmp_path), Study(plan, tmp_path)
+    claim = _claim(first)
+    seen = second._trials("search")
+    _end(first, claim, 0.5)
+    monkeypatch.setattr(second, "_trials", lambda stage: seen)
+    another = _claim(second)
+    assert (another.number, another.attempt) == (1, 1)
+
+
 def test_what_was_told_before_the_kill_is_not_told_twice(tmp_path: Path) -> None:
     plan = _plan(NUMBERS, pruner="median")
     study = Study(plan, tmp_path)
