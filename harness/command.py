@@ -115,7 +115,7 @@ def _main(arguments: list[str]) -> int:
 def _sweep(flags: list[str], words: list[str]) -> int:
     """Begin a study, or go on with it."""
     from harness.sweeps import mistakes
-    from harness.sweeps.plan import render
+    from harness.sweeps.plan import Plan, render
 
     chosen = {key: [word.removeprefix(key) for word in words if word.startswith(key)] for key in ("sweep=", "exp=")}
     if len(chosen["sweep="]) != 1 or len(chosen["exp="]) > 1:
@@ -126,7 +126,8 @@ def _sweep(flags: list[str], words: list[str]) -> int:
     own, overrides = [word for word in rest if space.is_setting(word)], [w for w in rest if not space.is_setting(w)]
     if "--smoke" in flags:
         own, overrides = [*_small(name, exp), *own], [*SMOKE, *overrides]
-    plan = mistakes.check(space.load(name, own), exp, overrides)
+    asked, is_worker = space.load(name, own), "--worker" in flags
+    plan = Plan(asked, exp, overrides) if is_worker else mistakes.check(asked, exp, overrides)  # who leads has checked
     threads.choose_wait_policy()
     from harness.sweeps import sampling, store
 
@@ -138,7 +139,7 @@ def _sweep(flags: list[str], words: list[str]) -> int:
     storage.writable(storage.PROJECT / plan.spec("search", plan.first("search")).output)
     from harness.sweeps.sweep import run
 
-    run(plan, [*words, *(flag for flag in flags if flag in ("--smoke", "--debug"))], is_worker="--worker" in flags)
+    run(plan, [*words, *(flag for flag in flags if flag in ("--smoke", "--debug"))], is_worker=is_worker)
     gc.collect()
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from pathlib import Path
 
@@ -28,8 +29,13 @@ def write_inputs(spec: Spec, loaded: Loaded, assembled: Assembled, seed: int, fo
     write_spec(spec, [seed], folder)
     storage.write_json(folder / "data.json", {**loaded.splits.report, "tokens": loaded.tokens})
     storage.write_json(folder / "parameters.json", report.parameters(assembled))
-    installed = sorted({f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}, key=str.lower)
-    storage.write_text(folder / "environment.txt", "\n".join(installed) + "\n")
+    storage.write_text(folder / "environment.txt", "\n".join(_installed()) + "\n")
+
+
+@functools.cache
+def _installed() -> list[str]:
+    """Every distribution and its version; half a second, once for all runs of a process."""
+    return sorted({f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}, key=str.lower)
 
 
 def write_spec(spec: Spec, seeds: list[int], folder: Path) -> None:

@@ -7,7 +7,10 @@ the result. All errors are reported at once, each with its place, and before any
 from __future__ import annotations
 
 import difflib
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -191,6 +194,19 @@ def load(name: str, overrides: list[str] | None = None) -> Spec:
     if name not in names():
         raise SpecError(f"no experiment is called '{name}'", where=f"exp={name}", fix=did_you_mean(name, names()))
     return _build(name, overrides or [])
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Inside, experiments are read as they are now, whatever becomes of their files: a study takes hours."""
+    global EXPERIMENTS
+    before = EXPERIMENTS
+    with tempfile.TemporaryDirectory(prefix="harness-") as folder:
+        EXPERIMENTS = Path(shutil.copytree(before, Path(folder) / before.name))
+        try:
+            yield
+        finally:
+            EXPERIMENTS = before
 
 
 def reload(path: Path, changes: dict[str, str]) -> Spec:

@@ -158,6 +158,15 @@ ANSWERS = [
 ]
 
 
+def test_who_starts_workers_does_not_import_first_what_they_import() -> None:
+    code = (
+        "import sys, harness.sweeps.sweep; "
+        "print(sorted({'torch', 'transformers', 'mlflow', 'scipy', 'plotly'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize(("arguments", "message"), ANSWERS)
 def test_help_and_mistakes_answer_without_heavy_imports(arguments: list[str], message: str) -> None:
     code = (

@@ -16,10 +16,10 @@ from harness.evaluate import Evaluator
 from harness.session import Session
 from harness.sweeps import figures, report
 from harness.sweeps.facts import Facts, OnTest
-from harness.sweeps.plan import Plan
+from harness.sweeps.plan import Plan, trial_spec
 from harness.sweeps.study import Study
 from harness.sweeps.trials import Arm, Confirmed, TrialRecord
-from harness.sweeps.worker import drop_checkpoints, run_name, trial_spec
+from harness.sweeps.worker import drop_checkpoints, run_name
 from harness.tracker import Tracker
 
 _CONCLUDED = "concluded"

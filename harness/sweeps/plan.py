@@ -125,6 +125,21 @@ class Plan:
         return [composing.override(key, value) for key, value in chosen.items() if key != "exp"]
 
 
+def trial_spec(plan: Plan, arm: Arm, chosen: dict[str, Any], own: list[str]) -> Spec:
+    """The spec of a trial: its configuration, in the study's MLflow experiment, measured as far as the study asks.
+
+    The checkpoint that is kept is the best by the first objective, unless the command line says otherwise.
+    """
+    first, kept = plan.space.objective[0], list[str]()
+    if plan.keeps_by_objective:
+        kept = [f"early_stopping.metric={first.metric}", f"early_stopping.direction={first.direction}"]
+    quick = [*kept, f"latency.measure={str(plan.measures_latency).lower()}", "evaluation.baselines=false"]
+    made = plan.spec(arm, chosen, [*quick, *own])
+    if made.tracking.experiment:
+        return made
+    return made.model_copy(update={"tracking": made.tracking.model_copy(update={"experiment": plan.name})})
+
+
 def method_of(override: str) -> str | None:
     """The method whose settings an override gives, or removes; None: it is about something else."""
     section, _, rest = override.lstrip("~+").split("=", 1)[0].partition(".")

@@ -13,19 +13,20 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from harness import device, storage, tracking
+from harness import spec, storage, tracking
 from harness.console import Terminal
 from harness.errors import Interrupted, SpecError, UserError
-from harness.session import Session, begin
 from harness.spec import Spec
-from harness.sweeps import conclusion
 from harness.sweeps.crew import Crew, local_crew, ray_crew
-from harness.sweeps.plan import Plan, definition, differences
+from harness.sweeps.plan import Plan, definition, differences, trial_spec
 from harness.sweeps.study import Study
 from harness.sweeps.view import StudyView
-from harness.sweeps.worker import CONFIRM, Worker, plan_confirmation, trial_spec
 from harness.tracker import Tracker
+
+if TYPE_CHECKING:
+    from harness.session import Session
 
 _LOOK_SECONDS = 1.0
 _PARENT_SECONDS = 60.0
@@ -50,14 +51,19 @@ def run(plan: Plan, arguments: list[str], *, is_worker: bool = False) -> None:
     if several and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         fix = "a trial on several GPUs: accelerate launch and workers=1; several trials: python launch.py and workers=N"
         raise SpecError("several workers of several processes each", where="workers", fix=fix)
-    if several and not is_worker:
-        _supervise(plan, first, folder, arguments)
-    else:
-        _work(plan, first, folder, is_worker)
+    with spec.held():
+        if several and not is_worker:
+            _supervise(plan, first, folder, arguments)
+        else:
+            _work(plan, first, folder, is_worker)
 
 
 def _work(plan: Plan, first: Spec, folder: Path, is_worker: bool) -> None:
     """Take trials in this process, and lead if nobody does."""
+    from harness.session import begin
+    from harness.sweeps.conclusion import conclude
+    from harness.sweeps.worker import CONFIRM, Worker, plan_confirmation
+
     study = Study(plan, folder) if os.environ.get("RANK", "0") == "0" else None
     session = begin(first)
     with session.all_processes(), ExitStack() as stack:
@@ -69,7 +75,9 @@ def _work(plan: Plan, first: Spec, folder: Path, is_worker: bool) -> None:
         view = stack.enter_context(StudyView(plan.space, session.terminal))
         if study:
             _refuse_other_inputs(study, session)
-        parent = _parent(study, waits=not lead and not is_worker) if study else None
+        if study and lead:
+            _tell_parent(study, lead)
+        parent = _parent(study) if study else None
         worker = Worker(plan, session, study, parent, view)
         _say_begin(plan, study, session.terminal, lead)
         worker.work(tuple(plan.space.arms))
@@ -79,7 +87,7 @@ def _work(plan: Plan, first: Spec, folder: Path, is_worker: bool) -> None:
         if study:
             view.close(study)
         if study and lead:
-            conclusion.conclude(plan, study, session, lead)
+            conclude(plan, study, session, lead)
         elif study and not is_worker:
             _replace(plan, study, first, session)
 
@@ -95,26 +103,43 @@ def _refuse_other_inputs(study: Study, session: Session) -> None:
         raise UserError("the study was begun with other inputs:\n  " + "\n  ".join(changes), fix=fix)
 
 
-def _parent(study: Study, *, waits: bool) -> str | None:
-    """MLflow's id of the study's run; None: it is not known yet. `waits`: who leads may be about to make it."""
-    end = time.monotonic() + (_PARENT_SECONDS if waits else 0)
+def _tell_parent(study: Study, lead: Tracker) -> None:
+    """Let all workers know MLflow's id of the study's run; "": it could not be made in time."""
+    from harness import device
+
+    lead.open()
+    lead.params(device.describe())
+    run_id = lead.wait_open(_PARENT_SECONDS)
+    if run_id or study.recall("mlflow_run") is None:
+        study.remember("mlflow_run", run_id or "")
+
+
+def _parent(study: Study) -> str | None:
+    """MLflow's id of the study's run, which who leads is about to make; None: it is not known."""
+    end = time.monotonic() + _PARENT_SECONDS
     while (found := study.recall("mlflow_run")) is None and time.monotonic() < end:
         time.sleep(_LOOK_SECONDS)
-    return found
+    return found or None
 
 
 def _replace(plan: Plan, study: Study, first: Spec, session: Session | None = None) -> None:
     """Make the report in the place of a process that led the study and is gone without."""
+    from harness.session import begin
+    from harness.sweeps.conclusion import conclude, is_concluded
+
     terminal = session.terminal if session else Terminal()
-    if not conclusion.is_concluded(study):
+    if not is_concluded(study):
         with _leading(plan, study, storage.PROJECT / first.output, terminal) as lead:
             if lead:
                 terminal.say("the process that led this study is gone: this one makes the report")
-                conclusion.conclude(plan, study, session or begin(first), lead)
+                conclude(plan, study, session or begin(first), lead)
 
 
 def _supervise(plan: Plan, first: Spec, folder: Path, arguments: list[str]) -> None:
-    """Let other processes take the trials, look after them, and conclude."""
+    """Let other processes take the trials, look after them, and conclude.
+
+    They begin before this process imports what it needs itself, PyTorch and MLflow: seconds.
+    """
     study, terminal, output = Study(plan, folder), Terminal(), storage.PROJECT / first.output
     with _leading(plan, study, output, terminal) as lead:
         make = ray_crew if plan.space.executor == "ray" else local_crew
@@ -122,12 +147,17 @@ def _supervise(plan: Plan, first: Spec, folder: Path, arguments: list[str]) -> N
             _say_begin(plan, study, terminal, lead)
             crew: Crew
             with make(plan.space, arguments, folder) as crew:
+                if lead:
+                    _tell_parent(study, lead)
                 while crew.is_at_work():
                     view.show(study)
                     time.sleep(_LOOK_SECONDS)
             view.close(study)
         if lead:
-            conclusion.conclude(plan, study, begin(first), lead)
+            from harness.session import begin
+            from harness.sweeps.conclusion import conclude
+
+            conclude(plan, study, begin(first), lead)
     if not lead:
         _replace(plan, study, first)
 
@@ -142,8 +172,6 @@ def _leading(plan: Plan, study: Study, output: Path, terminal: Terminal) -> Iter
         tracker = _start_tracker(plan, study, output)
         status = "FAILED"
         try:
-            if run_id := tracker.wait_open(_PARENT_SECONDS):
-                study.remember("mlflow_run", run_id)
             yield tracker
             status = "FINISHED"
         except (KeyboardInterrupt, Interrupted):
@@ -164,7 +192,7 @@ def _start_tracker(plan: Plan, study: Study, output: Path) -> Tracker:
         first.tracking, output, plan.name, plan.name, tags=tags, note=plan.space.story, resume=is_known
     )
     about = definition(plan)["definition"]
-    tracker.params({"sweep": plan.space.name, "exp": plan.exp, **_flat(about), **device.describe()})
+    tracker.params({"sweep": plan.space.name, "exp": plan.exp, **_flat(about)})
     return tracker
 
 

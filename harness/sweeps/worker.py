@@ -6,6 +6,7 @@ run is next, what its end means to the study, and that whatever happens to one t
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import shutil
@@ -33,8 +34,7 @@ from harness.errors import (
 from harness.run import Result, name_of_child, run_in
 from harness.selection import Oversight
 from harness.session import Session
-from harness.spec import Spec
-from harness.sweeps.plan import Plan
+from harness.sweeps.plan import Plan, trial_spec
 from harness.sweeps.study import TAKEN, Claim, Study
 from harness.sweeps.trials import Arm, State, TrialRecord
 from harness.sweeps.view import StudyView
@@ -108,6 +108,9 @@ class Worker:
                     self.study.put_back(claim, time.monotonic() - started, is_asked=is_asked)
                 raise
             self._tell(claim, task, end, time.monotonic() - started)
+            if not gc.get_freeze_count():  # what the first trial imported is not searched for garbage after each one
+                gc.collect()
+                gc.freeze()
 
     def _next(self, stages: tuple[str, ...]) -> tuple[Claim | None, bool]:
         """The next trial, from the stage that is behind; or none for now, others may still leave one; or: all is done.
@@ -149,7 +152,7 @@ class Worker:
         tags = {"study": self.plan.name, "arm": task.arm, "trial": str(task.number)}
         if self.study:
             tags["study_id"] = self.study.identity
-            self.parent = self.parent or self.study.recall("mlflow_run")
+            self.parent = self.parent or self.study.recall("mlflow_run") or None
         try:
             spec = trial_spec(self.plan, task.arm, task.chosen, task.own)
             session = self.session.of(spec, tags=tags, terminal=self.view.terminal)
@@ -255,21 +258,6 @@ def drop_checkpoints(session: Session, run: str) -> None:
     """Remove the checkpoints of a trial that nobody goes on with, and of its replicates."""
     for name in (run, *(name_of_child(run, seed) for seed in session.spec.seeds)):
         shutil.rmtree(session.output / "runs" / name / "checkpoints", ignore_errors=True)
-
-
-def trial_spec(plan: Plan, arm: Arm, chosen: dict[str, Any], own: list[str]) -> Spec:
-    """The spec of a trial: its configuration, in the study's MLflow experiment, measured as far as the study asks.
-
-    The checkpoint that is kept is the best by the first objective, unless the command line says otherwise.
-    """
-    first, kept = plan.space.objective[0], list[str]()
-    if plan.keeps_by_objective:
-        kept = [f"early_stopping.metric={first.metric}", f"early_stopping.direction={first.direction}"]
-    quick = [*kept, f"latency.measure={str(plan.measures_latency).lower()}", "evaluation.baselines=false"]
-    made = plan.spec(arm, chosen, [*quick, *own])
-    if made.tracking.experiment:
-        return made
-    return made.model_copy(update={"tracking": made.tracking.model_copy(update={"experiment": plan.name})})
 
 
 def best_of(records: list[TrialRecord], plan: Plan, arm: Arm, top: int) -> list[TrialRecord]:

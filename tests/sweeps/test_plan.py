@@ -11,8 +11,7 @@ from harness.command import main
 from harness.errors import SpecError
 from harness.sweeps import space
 from harness.sweeps.mistakes import check
-from harness.sweeps.plan import Plan, definition, differences, render
-from harness.sweeps.worker import trial_spec
+from harness.sweeps.plan import Plan, definition, differences, render, trial_spec
 
 EXPERIMENT = {"lora_rank": "lora", "mixout_p": "mixout", "awp_schedule": "awp", "peft_methods": None, "pareto": None}
 Make = Callable[..., Plan]

@@ -15,10 +15,11 @@ from unittest.mock import Mock
 
 import pytest
 
-from harness import processes
+from harness import processes, spec
 from harness.command import main
 from harness.errors import Interrupted, LostProcess, MemoryExhausted, RunInUse, TrainingError
 from harness.run import run_in
+from harness.session import Session
 from harness.storage import RunLock
 from harness.sweeps import conclusion, sweep, worker
 from harness.sweeps.study import Study
@@ -345,6 +346,26 @@ def test_a_helper_learns_the_run_of_the_study_as_soon_as_it_is_known(
     assert parents == [None, "0" * 32]
 
 
+def test_files_that_change_while_a_study_runs_do_not_change_it(
+    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who prepares the next experiment edits files that this one's later trials are made of."""
+    files, decays = tmp_path / "experiments", list[float]()
+    shutil.copytree(spec.EXPERIMENTS, files)
+    monkeypatch.setattr(spec, "EXPERIMENTS", files)
+
+    def edit(session: Session, *more: Any) -> Any:
+        decays.append(session.spec.train.weight_decay)
+        base = files / "base.yaml"
+        base.write_text(base.read_text().replace("weight_decay: 0.01", "weight_decay: 0.5"))
+        return run_in(session, *more)
+
+    monkeypatch.setattr(worker, "run_in", edit)
+    assert study(tmp_path / "out", tiny, "~confirm", "~baseline") == 0
+    assert decays == [0.01, 0.01]
+    assert spec.load("lora").train.weight_decay == 0.5
+
+
 def test_a_launch_that_lost_a_process_blames_no_trial(
     tmp_path: Path, tiny: list[str], faulty: Callable[[Fault], None]
 ) -> None:
@@ -378,10 +399,12 @@ def test_a_trial_that_was_given_up_leaves_no_running_run_and_no_checkpoints(
     tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed three times with a checkpoint: as a process that ends without a word."""
-    command = launches.command(tiny, tmp_path, "trials=1", "~confirm", "checkpoint.every=1 steps")
-    for steps in (1, 2, 3):
+    length = ["train.max_steps=600", "train.epochs=300", "evaluation.every=600 steps"]  # not over before it is killed
+    command = launches.command(tiny, tmp_path, "trials=1", "~confirm", "checkpoint.every=1 steps", *length)
+    for _ in range(3):
+        before = launches.saved(tmp_path, "small-s000")
         with launches.launched(command, tmp_path) as process:
-            wait_for(partial(has_saved, tmp_path, steps))
+            wait_for(partial(has_saved, tmp_path, before + 1))
             process.kill()
     assert launches.recorded(tmp_path)["small-s000"] == ("small", "RUNNING")
     done = launches.launch(command)
