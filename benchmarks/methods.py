@@ -1,10 +1,10 @@
-"""Every experiment against full fine-tuning: train what has not been trained yet, then print the table.
+"""Every experiment against full fine-tuning: train what has not been trained yet, then compare.
 
     python benchmarks/methods.py                          # or: make methods
     python benchmarks/methods.py --seeds 0 --only lora awp train.epochs=1
 
-Each run is a process of its own, so that its peak memory is its own. `harness table` prints the table again. Stopping
-and starting again goes on with what is missing. With seeds 0, 1 and 2 it takes hours on a laptop.
+Each run is a process of its own, so that its peak memory is its own. `harness compare` compares again. Stopping and
+starting again goes on with what is missing. With seeds 0, 1 and 2 it takes hours on a laptop.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from pathlib import Path
 
-from harness import spec, table
+from harness import spec
+from harness.compare import rendering, systems
+from harness.compare.comparison import compare
+from harness.errors import SpecError
 from harness.storage import PROJECT
 
 
 def main() -> None:
-    """Train what is missing, print the table."""
+    """Train what is missing, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", default=spec.names(), choices=spec.names(), metavar="EXPERIMENT")
@@ -26,18 +30,20 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="key=value, given to every run")
     chosen = parser.parse_intermixed_args()
     folder = PROJECT / chosen.output
+    labels = {name: systems.label(spec.load(name, chosen.overrides).resolved()) for name in chosen.only}
     for seed in chosen.seeds:  # seed by seed: the first full table is there after the first round
-        for name in chosen.only:
-            wanted = label(name, chosen.overrides)
-            if not any((row.experiment, row.seed) == (wanted, seed) for row in table.read(folder)):
+        for name, label in labels.items():
+            if (label, seed) not in trained(folder):
                 train(name, [f"seeds=[{seed}]", f"output={chosen.output}", "latency.measure=false", *chosen.overrides])
-    rows = [row for row in table.read(folder) if row.experiment in {label(n, chosen.overrides) for n in chosen.only}]
-    print(table.render(rows))
+    rendering.show(*compare(list(labels.values()), folder))
 
 
-def label(name: str, overrides: list[str]) -> str:
-    """What the table calls an experiment under these overrides."""
-    return table.label(spec.load(name, overrides).resolved())
+def trained(folder: Path) -> set[tuple[str, int]]:
+    """Label and seed of every finished run."""
+    try:
+        return {(system.label, seed) for system in systems.find([], folder).systems for seed in system.entries}
+    except SpecError:
+        return set()
 
 
 def train(name: str, overrides: list[str]) -> None:

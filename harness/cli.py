@@ -1,4 +1,4 @@
-"""Look at experiments and runs, make signing keys, verify runs, send what was kept, score baselines."""
+"""Look at experiments, compare runs, make signing keys, verify runs, send what was kept, score baselines."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.cli_compare import compare
 from harness.cli_signatures import keygen, keys_app, verify
-from harness.errors import HarnessError, SpecError
+from harness.errors import HarnessError
 
 if TYPE_CHECKING:
     from harness.findings import Finding
@@ -89,14 +90,15 @@ def baselines(
 ) -> None:
     """Score what any method has to beat on the experiment's test split."""
     from harness import baselines as module
-    from harness import data, report, spec
+    from harness import data, spec
+    from harness.markdown import markdown_table
 
     chosen = spec.load(name, overrides or [])
     splits = data.load(chosen.data)
     print(data.describe(splits), end="\n\n")
     rows = module.measure(splits, chosen.data, chosen.model.name, chosen.model.revision)
     cells = [[row["name"], f"{row['f1_macro']:.3f}", f"{row['accuracy']:.3f}"] for row in rows]
-    print(report.markdown_table(["on the test split", "macro-F1", "accuracy"], cells))
+    print(markdown_table(["on the test split", "macro-F1", "accuracy"], cells))
 
 
 @app.command()
@@ -128,22 +130,7 @@ def selftest(
     raise typer.Exit(int(has_failed(findings)))
 
 
-@app.command()
-def table(
-    names: Annotated[list[str] | None, typer.Argument(help="experiments; default: all that have runs")] = None,
-    output: Annotated[Path, typer.Option(help="where the runs are, relative to the project")] = Path("mlruns"),
-    as_csv: Annotated[bool, typer.Option("--csv", help="one line per run, for programs")] = False,
-) -> None:
-    """Finished runs side by side: scores, parameters, seconds and memory, against full fine-tuning."""
-    from harness import table as module
-    from harness.storage import PROJECT
-
-    rows = module.read(PROJECT / output, names or ())
-    if not rows:
-        raise SpecError(
-            f"there is no finished run in {PROJECT / output / 'runs'}", fix="make one, or name another --output"
-        )
-    print(module.to_csv(rows) if as_csv else module.render(rows))
+app.command()(compare)
 
 
 @app.command()

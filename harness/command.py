@@ -204,7 +204,7 @@ def _resume(run: str, flags: list[str], words: list[str]) -> tuple[spec.Spec, st
     is_complete = (folder / "end.envelope.json").exists() and not (folder / "checkpoints").exists()
     if is_complete or (folder / "replicates.json").exists():
         raise UserError(
-            "this run is finished", where=str(folder), fix="its score is in model_card.md; see harness table"
+            "this run is finished", where=str(folder), fix="its score is in model_card.md; see harness compare"
         )
     RunLock(folder.parent.parent, folder.name).refuse_owned()
     changes = {key: value for key, value in given.items() if key not in ("exp", "output")}

@@ -48,6 +48,8 @@ class Metric(Settings):
     """
 
     produces: ClassVar[tuple[str, ...]] = ()
+    less_is_better: ClassVar[tuple[str, ...]] = ()
+    """Those of its keys that are losses or errors."""
 
     def compute(self, predictions: Predictions) -> dict[str, float]:
         """Numbers over one whole split, from pooled counts, never averaged over batches. Keys are without the split."""

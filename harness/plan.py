@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from harness import assembly, data, device, keys, report, storage, tracking
-from harness.report import markdown_table
+from harness.markdown import markdown_table
 from harness.spec import Spec
 
 

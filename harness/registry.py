@@ -89,6 +89,11 @@ def produces(metric: str) -> tuple[str, ...]:
     return found
 
 
+def is_less_better(key: str) -> bool:
+    """Whether less of a score is better, as the metric that gives it declares; read without importing it."""
+    return any(key in getattr(settings_class("metric", name), "less_is_better", ()) for name in names("metric"))
+
+
 def not_after(method: str) -> dict[str, str]:
     """Methods that must not stand above this one, with the reason, read without importing it."""
     found: dict[str, str] = getattr(settings_class("method", method), "not_after", {})

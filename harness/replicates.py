@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness import storage
 from harness.console import Terminal
-from harness.report import markdown_table
+from harness.markdown import markdown_table
 from harness.tracker import Tracker
 
 _SHOWN = ("test/f1_macro", "test/accuracy", "train/examples_per_second", "time/total_s", "memory/peak_gib")

@@ -7,6 +7,7 @@ from typing import Any
 
 from harness import figures, storage
 from harness.assembly import Assembled, Loaded
+from harness.markdown import markdown_table
 from harness.metric import History
 from harness.spec import Spec
 
@@ -59,12 +60,6 @@ def learning_curves(history: History, best_step: int, folder: Path) -> None:
     axes[-1].set_xlabel("step (dotted: the checkpoint that was kept)")
     figures.save_html(page, folder / "learning_curves.html")
     figures.save_png(image, folder / "learning_curves.png")
-
-
-def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
-    """A GitHub-flavoured table, first column left and the others right aligned."""
-    rule = "|---|" + "---:|" * (len(columns) - 1)
-    return "\n".join(["| " + " | ".join(columns) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def score_rows(own: dict[str, float], baselines: list[dict[str, Any]], name: str) -> list[list[str]]:

@@ -151,21 +151,26 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted
 
 
-def tied_with_best(scores: dict[str, Sequence[float]], level: float = 0.05) -> list[str]:
-    """The system with the highest mean and all that are not separated from it, best first. scores: name -> [S].
+def tie_groups(scores: dict[str, Sequence[float]], level: float = 0.05) -> list[list[str]]:
+    """Systems in groups, best first: the highest mean of those left, and all that are not separated from it.
 
     Separated: the paired t test's p is at most `level` after Holm over ALL pairs of systems, since which one is best
-    was learnt from the same scores. Not separated is not equal: see `smallest_detectable_difference`.
+    was learnt from the same scores. Not separated is not equal: see `smallest_detectable_difference`. Two of a group
+    that are both tied with its first may be separated from each other. scores: name -> [S].
 
     Raises:
         ValueError: no systems, scores not paired, NaN or infinity.
     """
     check(bool(scores), "there are no systems to compare")
-    names = sorted(scores, key=lambda name: -float(_sample(scores[name]).mean()))
-    pairs = list(combinations(names, 2))
-    adjusted = holm([paired_t(scores[left], scores[right]) for left, right in pairs])
+    left = sorted(scores, key=lambda name: -float(_sample(scores[name]).mean()))
+    pairs = list(combinations(left, 2))
+    adjusted = holm([paired_t(scores[one], scores[other]) for one, other in pairs])
     separated = {pair for pair, p in zip(pairs, adjusted, strict=True) if p <= share(level, "level")}
-    return [name for name in names if (names[0], name) not in separated]
+    groups = []
+    while left:
+        groups.append([name for name in left if (left[0], name) not in separated])
+        left = [name for name in left if name not in groups[-1]]
+    return groups
 
 
 def smallest_detectable_difference(sd: float, n: int, power: float = 0.8, level: float = 0.05) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import field_serializer
 
-from harness.errors import StorageError, UserError
+from harness.errors import HarnessError, StorageError, UserError
 from harness.settings import Settings
 from harness.spool import first_head
 from harness.storage import PROJECT
@@ -26,6 +26,7 @@ from harness.tracking_mlflow import (
     refuse_deleted,
     safe_part,
     search,
+    search_filter,
     sqlite_path,
     tracking_uri,
     without_password,
@@ -152,20 +153,37 @@ def find_run(uri: str | None, folder: Path, run: str) -> FoundRun | None:
         UserError: several runs have this name.
         StorageError: the store cannot be read.
     """
-    folder = folder.absolute()
-    uri = tracking_uri(uri, folder)
-    database = sqlite_path(uri)
-    if database and not database.is_file():
-        return None
-    try:
-        found = search(uri, folder, run)
-    except Exception as error:
-        raise StorageError(f"cannot read {without_password(uri)}", why=first_line(error)) from error
+    found = _ask(search, uri, folder, run)
     if len(found) > 1:
         raise UserError(
             f"{len(found)} runs are called '{run}'", fix=f"name one by its id: {', '.join(r.run_id for r in found)}"
         )
     return found[0] if found else None
+
+
+def find_runs(uri: str | None, folder: Path, filter_string: str) -> list[FoundRun]:
+    """The MLflow runs of all experiments that a filter in its language selects, newest first.
+
+    Raises:
+        SpecError: the filter cannot be read.
+        StorageError: the store cannot be read.
+    """
+    return _ask(search_filter, uri, folder, filter_string)
+
+
+def _ask(ask: Callable[[str, Path, str], list[FoundRun]], uri: str | None, folder: Path, what: str) -> list[FoundRun]:
+    """Ask a store that may not be there yet, or be away."""
+    folder = folder.absolute()
+    uri = tracking_uri(uri, folder)
+    database = sqlite_path(uri)
+    if database and not database.is_file():
+        return []
+    try:
+        return ask(uri, folder, what)
+    except HarnessError:
+        raise
+    except Exception as error:
+        raise StorageError(f"cannot read {without_password(uri)}", why=first_line(error)) from error
 
 
 def _commit() -> str | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from harness.errors import UserError
+from harness.errors import SpecError, UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -234,6 +234,20 @@ def runs_named(client: MlflowClient, experiments: list[str], name: str) -> list[
     if re.search(r"[\"'`\\]", name):  # quotes would end the filter's text
         return []
     return list(client.search_runs(experiments, f"attributes.run_name = '{name}'", max_results=10))
+
+
+def search_filter(uri: str, folder: Path, filter_string: str) -> list[FoundRun]:
+    """At most a thousand runs that a filter selects, newest first. Raises SpecError, and what `connect` raises."""
+    from mlflow.exceptions import MlflowException
+
+    client = connect(uri, folder)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    try:
+        return [_found(run) for run in client.search_runs(experiments, filter_string, max_results=1000)]
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        raise SpecError("MLflow cannot read the filter", where=filter_string, why=str(error).splitlines()[0]) from error
 
 
 def every_run(client: MlflowClient) -> Iterator[FoundRun]:

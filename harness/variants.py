@@ -18,10 +18,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from harness import baselines, compression, deployment, evaluate, figures, latency, report, storage
+from harness import baselines, compression, deployment, evaluate, figures, latency, storage
 from harness.assembly import Assembled
 from harness.console import Terminal
 from harness.errors import Interrupted
+from harness.markdown import markdown_table
 from harness.metric import Metric, Predictions
 from harness.spec import Compression, Spec
 from harness.task import Task
@@ -86,7 +87,7 @@ class Judged:
         """Table and remarks in Markdown; "" where there is nothing to tell."""
         if not self.rows:
             return ""
-        return "\n\n".join(["## Compressed", report.markdown_table(*table(self.rows)), *remarks(self.rows, self.times)])
+        return "\n\n".join(["## Compressed", markdown_table(*table(self.rows)), *remarks(self.rows, self.times)])
 
 
 def judge(

@@ -27,6 +27,7 @@ LAYERS = [
         "optim",
         "findings",
         "significance",
+        "markdown",
     ],
     [
         "item_significance",
@@ -50,29 +51,33 @@ LAYERS = [
     ["tasks", "checkpoint", "gradients", "rollback", "evaluate", "baselines", "compression"],
     ["train", "assembly", "verification"],
     ["fingerprint", "report", "selection", "deployment", "rehearsal"],
-    ["origins", "plan", "record", "proofs", "replicates", "table", "variants", "session"],
+    ["origins", "plan", "record", "proofs", "replicates", "variants", "session"],
     ["selftest", "judgement"],
     ["run"],
-    ["sweeps", "cli_signatures"],
+    ["sweeps", "compare", "cli_signatures"],
+    ["cli_compare"],
     ["command", "cli"],
 ]
-SWEEPS = [
-    ["trials", "axes", "distribution"],
-    ["space"],
-    ["trial_figures", "plan"],
-    ["facts", "comparison", "mistakes", "sampling", "view"],
-    ["figures", "store"],
-    ["study"],
-    ["worker", "report", "crew"],
-    ["conclusion"],
-    ["sweep"],
-]
-"""The same within that room."""
+ROOMS = {
+    "sweeps": [
+        ["trials", "axes", "distribution"],
+        ["space"],
+        ["trial_figures", "plan"],
+        ["facts", "comparison", "mistakes", "sampling", "view"],
+        ["figures", "store"],
+        ["study"],
+        ["worker", "report", "crew"],
+        ["conclusion"],
+        ["sweep"],
+    ],
+    "compare": [["systems"], ["verdicts"], ["comparison"], ["rendering"]],
+}
+"""The same within rooms of several floors."""
 DOORS = {
     "mlflow": {"tracking_mlflow", "tracking_writer"},
     "hydra": {"composing"},
     "omegaconf": {"composing"},
-    "yaml": {"yaml_source", "table", "origins"},
+    "yaml": {"yaml_source", "origins"},
     "accelerate": {
         "memory",
         "processes",
@@ -101,6 +106,7 @@ LIGHT_AT_START = (
     "command",
     "spec",
     "cli",
+    "cli_compare",
     "cli_signatures",
     "data",
     "latency",
@@ -112,6 +118,9 @@ LIGHT_AT_START = (
     "significance",
     "item_significance",
 )
+
+
+PACKAGES = ("harness", *(f"harness.{name}" for name in ROOMS))
 
 
 def room(path: Path) -> str:
@@ -126,12 +135,12 @@ def imports(tree: ast.AST) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= names if node.module in ("harness", "harness.sweeps") else {node.module}
+            found |= names if node.module in PACKAGES else {node.module}
     return found
 
 
 FILES = [path for path in sorted(ROOT.rglob("*.py")) if path.stem != "__init__"]
-WITHIN = {name: digit for digit, names in enumerate(SWEEPS) for name in names}
+WITHIN = {room: {name: i for i, names in enumerate(floors) for name in names} for room, floors in ROOMS.items()}
 LAYER = {name: digit for digit, names in enumerate(LAYERS) for name in names}
 
 
@@ -141,8 +150,8 @@ def test_imports_only_from_lower_layers_and_through_the_doors(path: Path) -> Non
     assert here in LAYER, f"give {here} a layer"
     for name in imports(ast.parse(path.read_text(encoding="utf-8"))):
         top, *rest = name.split(".")
-        if rest[:1] == ["sweeps"] and here == "sweeps":
-            assert WITHIN[rest[1]] < WITHIN[path.stem], f"{path.stem} imports {rest[1]}"
+        if rest[:1] == [here] and here in WITHIN:
+            assert WITHIN[here][rest[1]] < WITHIN[here][path.stem], f"{path.stem} imports {rest[1]}"
         elif top == "harness" and rest and rest[0] != "__version__":
             assert LAYER[rest[0]] < LAYER[here], f"{here} ({LAYER[here]}) imports {rest[0]} ({LAYER[rest[0]]})"
         assert here in DOORS.get(top, {here}), f"{top} is not {here}'s to import"

@@ -23,7 +23,7 @@ from harness.significance import (
     sign_flip,
     smallest_detectable_difference,
     smallest_sign_flip_p,
-    tied_with_best,
+    tie_groups,
     wilcoxon,
 )
 
@@ -214,22 +214,22 @@ def test_holm_is_the_step_down_and_lies_between_raw_and_bonferroni() -> None:
         assert (adjusted <= 0.05).sum() == rejected
 
 
-def test_systems_tied_with_the_best() -> None:
+def test_groups_of_systems_that_are_not_separated() -> None:
     noise = np.array([0.01, -0.01, 0.02, -0.02, 0.0, 0.01])
     scores = {
         "worst": (0.50 + noise).tolist(),
         "good": (0.80 + noise[::-1]).tolist(),
         "best": (0.81 + noise).tolist(),
     }
-    assert tied_with_best(scores) == ["best", "good"]
-    assert tied_with_best({"alone": [0.3]}) == ["alone"]
-    assert tied_with_best({"a": [0.3], "b": [0.9]}) == ["b", "a"]
+    assert tie_groups(scores) == [["best", "good"], ["worst"]]
+    assert tie_groups({"alone": [0.3]}) == [["alone"]]
+    assert tie_groups({"a": [0.3], "b": [0.9]}) == [["b", "a"]]
 
 
 def test_one_of_many_equal_systems_is_seldom_called_best() -> None:
     """Five equal systems, one of them best by luck."""
     scores = np.random.default_rng(0).normal(size=(150, 5, 6))
-    torn = sum(len(tied_with_best(dict(zip("abcde", world.tolist(), strict=True)))) < 5 for world in scores)
+    torn = sum(len(tie_groups(dict(zip("abcde", world.tolist(), strict=True)))) > 1 for world in scores)
     assert torn / 150 <= at_most(0.05, 150)
 
 
@@ -299,7 +299,7 @@ def test_equal_systems_are_seldom_called_different_over_seeds() -> None:
         (lambda: smallest_sign_flip_p(0), "n is 0"),
         (lambda: holm([0.1, 1.2]), "within"),
         (lambda: holm([0.1, math.nan]), "within"),
-        (lambda: tied_with_best({}), "no systems"),
+        (lambda: tie_groups({}), "no systems"),
         (lambda: smallest_detectable_difference(-0.1, 5), "sd is -0.1"),
         (lambda: smallest_detectable_difference(math.nan, 5), "sd is nan"),
         (lambda: smallest_detectable_difference(0.1, 0), "n is 0"),

@@ -27,6 +27,7 @@ class Calibration(Metric):
     """
 
     produces: ClassVar[tuple[str, ...]] = ("ece", "brier", "nll")
+    less_is_better: ClassVar[tuple[str, ...]] = ("ece", "brier", "nll")
 
     bins: int = Field(default=15, ge=1)
     """Bins of equal width (low, high] over the confidence, which is the highest probability."""

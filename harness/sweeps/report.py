@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from harness import significance
-from harness.report import markdown_table
+from harness.markdown import markdown_table
 from harness.sweeps.comparison import non_dominated
 from harness.sweeps.facts import Facts, doubt, verdict
 from harness.sweeps.trials import Arm, State, TrialRecord

@@ -1,0 +1,50 @@
+"""`harness compare`: what was named, side by side, for people and for programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.errors import SpecError
+
+
+def compare(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="experiments, runs, studies, MLflow filters; default: all experiments that have runs"),
+    ] = None,
+    against: Annotated[str, typer.Option(help="the reference; default: full_finetune, else the first name")] = "",
+    metric: Annotated[str, typer.Option(help="the score on the test split that decides")] = "f1_macro",
+    output: Annotated[Path, typer.Option(help="the folder of runs, relative to the project")] = Path("mlruns"),
+    uri: Annotated[str | None, typer.Option(help="MLflow's store, for filters; default: the one that is set")] = None,
+    as_md: Annotated[bool, typer.Option("--md", help="Markdown")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="one line per run, for programs")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="everything, for programs")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="also write a page into this file")] = None,
+) -> None:
+    """Who wins, by how much, is it noise, and what does it cost: finished runs side by side, against a reference.
+
+    harness compare full_finetune lora "lora train.epochs=2" --against full_finetune
+    harness compare lora_rank-lora "params.methods.lora.rank = '8'" --md
+    """
+    from harness.compare import rendering
+    from harness.compare.comparison import compare as made_of
+    from harness.storage import PROJECT
+
+    if as_md + as_csv + as_json > 1:
+        raise SpecError("one of --md, --csv and --json at a time")
+    comparisons, notes = made_of(names or [], PROJECT / output, against=against, metric=metric, uri=uri)
+    if html:
+        rendering.write_page(comparisons, notes, html)
+    if as_md:
+        print(rendering.to_markdown(comparisons, notes))
+    elif as_csv:
+        print(rendering.to_csv(comparisons))
+    elif as_json:
+        print(rendering.to_json(comparisons, notes))
+    else:
+        rendering.show(comparisons, notes)
+    if html:
+        typer.echo(f"page    {html.absolute()}", err=True)

@@ -1,0 +1,275 @@
+"""Systems side by side: in which settings they differ, what they score, by how much, and what they cost."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import registry, significance
+from harness.compare import systems as reading
+from harness.compare import verdicts
+from harness.compare.systems import System
+from harness.compare.verdicts import Pair
+from harness.errors import SpecError, did_you_mean
+
+REFERENCE = "full_finetune"
+_ALSO = ("test/accuracy", "test/nll", "test/ece")
+"""Shown beside the metric that is judged, where all runs have them."""
+_MOST_COLUMNS = 4
+"""Systems that stand beside each other; more of them stand below each other."""
+_LATENCY = re.compile(r"latency/(?P<variant>\w+)_b(?P<batch>\d+)_t(?P<length>\d+)_(?P<key>p50_ms|p95_ms)")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, the names of the columns, rows of cells."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Systems that were judged on the same test split."""
+
+    systems: list[System]
+    """By their means, best first."""
+    reference: System
+    metric: str
+    sign: int
+    """1 where more of the metric is better, else -1."""
+    pairs: list[Pair]
+    groups: list[list[str]]
+    """Best first; nothing within a group is separated. []: no two seeds are common to all."""
+
+    def tables(self) -> list[Table]:
+        """Settings, scores, differences, costs; those that have something to say."""
+        made = [self._settings(), self._scores(), self._differences(), self._costs()]
+        return [table for table in made if table.rows]
+
+    def _settings(self) -> Table:
+        """Only what differs between the systems; '-': a system has no such setting.
+
+        A method that not all of them have is one entry, with what differs from its defaults or between them.
+        """
+        of, names = [_by_method(system.first.settings) for system in self.systems], [one.name for one in self.systems]
+        partial = {key for one in of for key in one if any(key not in other for other in of)}
+        cells = [_collapsed(one, of, partial) for one in of]
+        odd = [key for key in sorted({key for one in cells for key in one}) if len({one.get(key) for one in cells}) > 1]
+        rows = [[key, *(one.get(key, "-") for one in cells)] for key in odd]
+        if len(self.systems) > _MOST_COLUMNS:
+            rows = [list(row) for row in zip(names, *(row[1:] for row in rows), strict=True)] if rows else []
+            return Table("Settings that differ", ["", *odd], rows)
+        return Table("Settings that differ", ["", *names], rows)
+
+    def _scores(self) -> Table:
+        shown = [key for key in _ALSO if key != self.metric and all(_has(system, key) for system in self.systems)]
+        rows = []
+        for system in self.systems:
+            found = significance.mean_interval(system.values(self.metric))
+            low_high = f"[{found.low:.3f}, {found.high:.3f}]" if found.n > 1 else ""
+            values = [f"{value:.3f}" for value in system.values(self.metric)]
+            row = [system.name, str(found.n), spread(system.values(self.metric)), low_high, " ".join(values)]
+            rows.append([*row, *(spread(system.values(key)) for key in shown)])
+        names = [self.metric.partition("/")[2], "95 %", "each seed", *(key.partition("/")[2] for key in shown)]
+        return Table(f"Scores on {self.systems[0].first.test_rows} test rows", ["", "n", *names], rows)
+
+    def _differences(self) -> Table:
+        rows = []
+        for pair in self.pairs:
+            several = len(pair.seeds) > 1
+            p = [f"{value:.3f}" if several else "" for value in (pair.holm, pair.sign_flip, pair.wilcoxon)]
+            items = " ".join(f"{value:.3f}" for value in pair.mcnemar)
+            beyond = [_interval(pair.low, pair.high), _interval(*pair.nested)]
+            name = f"{pair.system} - {pair.reference}"
+            rows.append([name, str(len(pair.seeds)), f"{pair.mean:+.3f}", *beyond, *p, items, pair.verdict])
+        columns = ["n", "difference", "95 % seeds", "95 % seeds and items", "p (Holm)", "sign flips", "Wilcoxon"]
+        return Table(
+            f"Differences in {self.metric.partition('/')[2]}, paired by seed",
+            ["", *columns, "McNemar by seed", "verdict"],
+            rows,
+        )
+
+    def _costs(self) -> Table:
+        rows, cell = [], self._shape()
+        for system in self.systems:
+            first, of = system.first, list(system.entries.values())
+            sizes = [one.weights_mib for one in of if not math.isnan(one.weights_mib)]
+            seconds, peak = (_mean(system, key) for key in ("time/train_s", "memory/peak_gib"))
+            row = [system.name, f"{first.trainable:,}", f"{first.share:.2%}", f"{peak:.2f}", f"{seconds:.0f}"]
+            row += [f"{max(sizes):.1f}" if sizes else "", *(latency(system, merged, cell) for merged in (False, True))]
+            rows.append(row)
+        shape = f", batch {cell[0]}, {cell[1]} tokens" if cell else ""
+        columns = ["trainable", "of full", "peak GiB", "train s", "weights MiB", f"p50 / p95 ms{shape}", "merged"]
+        return Table("What it costs", ["", *columns], rows)
+
+    def _shape(self) -> tuple[int, int] | None:
+        """The smallest batch and the greatest length at which latency was measured for most systems."""
+        cells = [{(int(m["batch"]), int(m["length"])) for m in _measured(system)} for system in self.systems]
+        known = [one for one in cells if one]
+        common = set.intersection(*known) if known else set()
+        return min(common, key=lambda cell: (cell[0], -cell[1]), default=None)
+
+    def sentences(self) -> list[str]:
+        """What follows, and what does not."""
+        told = [_sentence(pair, self.metric.partition("/")[2]) for pair in self.pairs]
+        labels = [system.label.split(" ")[1:] for system in self.systems]
+        if shared := [word for word in labels[0] if all(word in of for of in labels)]:
+            told.append(f"All of them with {' '.join(shared)}.")
+        if len(self.systems) > 2 and self.groups:
+            groups = [" = ".join(group) for group in self.groups]
+            told.append(
+                f"From best to worst, = is a tie: {'; '.join(groups)} (paired t over the seeds that all have, Holm "
+                "over all pairs). A tie is not equality: more seeds may tell them apart."
+            )
+        if all(len(system.entries) == 1 for system in self.systems):
+            told.append(
+                "One seed each: NOTHING can be concluded about a method; another seed may turn any of these "
+                "differences. seeds=[0,1,2,3,4] trains five."
+            )
+        return told
+
+
+def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: str = "f1_macro",
+            uri: str | None = None) -> tuple[list[Comparison], list[str]]:  # fmt: skip
+    """One comparison for each test split among what these names stand for, and notes on what was left out.
+
+    Args:
+        asked: see `systems.find`.
+        output: the folder of runs.
+        against: name of the reference; default: full fine-tuning if it is among them, else the first one named.
+        metric: a score on the test split, without `test/`.
+        uri: MLflow's store, for filters and ids.
+
+    Raises:
+        SpecError: a name that stands for nothing, no such reference, a score that the runs do not have.
+        StorageError: the store cannot be read.
+    """
+    found, key = reading.find(asked, output, uri), f"test/{metric}"
+    made = []
+    for split in dict.fromkeys(system.first.test for system in found.systems):
+        here = [system for system in found.systems if system.first.test == split]
+        if without := [one.name for one in here if not _has(one, key)]:
+            known = [name.partition("/")[2] for name in here[0].first.scores if name.startswith("test/")]
+            raise SpecError(
+                f"{without[0]} has no score test/{metric}", where="--metric", fix=did_you_mean(metric, known)
+            )
+        reference = _reference(here, against)
+        sign = -1 if registry.is_less_better(metric) else 1
+        here.sort(key=lambda one: -sign * statistics.fmean(one.values(key)))
+        made.append(
+            Comparison(
+                here, reference, key, sign, verdicts.pairs(here, reference, key, sign),
+                verdicts.tie_groups(here, key, sign),
+            )
+        )  # fmt: skip
+    if against and all(against not in (one.reference.name, one.reference.label) for one in made):
+        names = [system.name for system in found.systems]
+        raise SpecError(f"{against} is not among what is compared", where="--against", fix=did_you_mean(against, names))
+    if len(made) > 1:
+        found.notes.append("the runs were judged on different test splits: scores are compared within each only")
+    return made, found.notes
+
+
+def _reference(systems: list[System], against: str) -> System:
+    """The named one, else full fine-tuning, else the first."""
+    named = {name: one for one in systems for name in (one.label, one.name)}
+    full = [one for one in systems if one.label.rpartition(": ")[2].split(" ")[0] == REFERENCE]
+    return named.get(against) or named.get(REFERENCE) or next(iter(full), systems[0])
+
+
+def _sentence(pair: Pair, metric: str) -> str:
+    """One pair, in words."""
+    n, told = len(pair.seeds), f"{pair.system} - {pair.reference}: {pair.mean:+.4f} {metric}"
+    if pair.verdict == "no common seed":
+        return f"{told}, of different seeds: cannot be judged. Train both with the same seeds."
+    if pair.verdict == "one seed":
+        return f"{told}, one seed in common: nothing can be concluded about the method."
+    low, high = pair.interval
+    told += f", 95 % [{low:+.4f}, {high:+.4f}] (n = {n} seeds)"
+    if pair.verdict == "no spread":
+        return f"{told}: cannot be judged. Every seed differs by the same amount: so few test items have no spread."
+    if pair.verdict == "tie":
+        return (
+            f"{told}: a tie. Differences below {pair.detectable:.4f} would be missed more often than one time in five."
+        )
+    return f"{told}: {pair.system} is {pair.verdict}."
+
+
+def _measured(system: System) -> list[re.Match[str]]:
+    """The keys of latencies that some run of a system has."""
+    keys = {key for entry in system.entries.values() for key in entry.scores}
+    return [found for key in sorted(keys) if (found := _LATENCY.fullmatch(key))]
+
+
+def latency(system: System, merged: bool, cell: tuple[int, int] | None) -> str:
+    """Median over the runs of p50 and p95 at a batch size and length; "" where it was not measured."""
+    variants = {found["variant"] for found in _measured(system)}
+    variant = "merged" if merged else next(iter(sorted(variants - {"merged"})), None)
+    times = []
+    for key in ("p50_ms", "p95_ms"):
+        name = f"latency/{variant}_b{cell[0]}_t{cell[1]}_{key}" if cell and variant in variants else ""
+        values = [entry.scores[name] for entry in system.entries.values() if name in entry.scores]
+        times += [f"{statistics.median(values):.1f}"] if values else []
+    return " / ".join(times)
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation (n - 1)."""
+    mean = f"{statistics.fmean(values):.3f}"
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+
+
+def _has(system: System, key: str) -> bool:
+    return all(key in entry.scores for entry in system.entries.values())
+
+
+def _mean(system: System, key: str) -> float:
+    values = [entry.scores[key] for entry in system.entries.values() if key in entry.scores]
+    return statistics.fmean(values) if values else math.nan
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"[{low:+.3f}, {high:+.3f}]"
+
+
+def _by_method(settings: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Settings that matter for training, as text: one entry for each method, one for each other key."""
+    found: dict[str, dict[str, str]] = {}
+    for key, value in settings.items():
+        parts = key.split(".")
+        if parts[0] not in reading.OF_THE_RUN and key != "methods":
+            head = ".".join(parts[:2]) if parts[0] == "methods" else key
+            found.setdefault(head, _defaults(head) if parts[0] == "methods" else {})[key] = _told(value)
+    return found
+
+
+def _defaults(head: str) -> dict[str, str]:
+    """Every setting of a method; what an older run does not name was so, too."""
+    fields = registry.settings_class("method", head.removeprefix("methods.")).model_fields
+    return {f"{head}.{name}": _told(field.get_default(call_default_factory=True)) for name, field in fields.items()}
+
+
+def _collapsed(
+    one: dict[str, dict[str, str]], of: list[dict[str, dict[str, str]]], partial: set[str]
+) -> dict[str, str]:
+    """Key -> value, and for a method that not all have: its name -> the settings that say something."""
+    cells: dict[str, str] = {}
+    for head, own in one.items():
+        if head in partial and head.startswith("methods."):
+            plain, rivals = _defaults(head), [other[head] for other in of if head in other]
+            telling = [k for k, value in own.items() if any(rival.get(k) != value for rival in (plain, *rivals))]
+            cells[head] = " ".join(f"{k.removeprefix(f'{head}.')}={own[k]}" for k in telling) or "defaults"
+        else:
+            cells |= own
+    return cells
+
+
+def _told(value: Any) -> str:
+    return "-" if value is None or value == {} else reading.told(value)

@@ -1,0 +1,125 @@
+"""A comparison on the terminal, as Markdown, CSV, JSON, and as a page that needs no network."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import asdict
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from harness import storage
+from harness.compare.comparison import Comparison
+from harness.compare.systems import Entry
+from harness.console import Terminal
+from harness.markdown import markdown_table
+
+LEGEND = (
+    "n: seeds. ±: standard deviation over seeds (n - 1). p: paired t over seeds, adjusted for all pairs (Holm). "
+    "Seconds and memory belong to the machine and to what else ran on it."
+)
+
+
+def show(comparisons: list[Comparison], notes: list[str]) -> None:
+    """On the terminal."""
+    terminal = Terminal()
+    for one in comparisons:
+        for table in one.tables():
+            terminal.say()
+            terminal.title(table.title)
+            terminal.table(table.columns, table.rows)
+        terminal.say()
+        for sentence in one.sentences():
+            terminal.say(sentence)
+    terminal.say(f"\n{LEGEND}")
+    for note in notes:
+        terminal.say(f"NOTE {note}")
+
+
+def to_markdown(comparisons: list[Comparison], notes: list[str]) -> str:
+    """The same for a README or a lab log."""
+    parts = []
+    for one in comparisons:
+        parts += [f"### {table.title}\n\n{markdown_table(table.columns, table.rows)}" for table in one.tables()]
+        parts += one.sentences()
+    return "\n\n".join([*parts, LEGEND, *(f"NOTE {note}" for note in notes)])
+
+
+def to_csv(comparisons: list[Comparison]) -> str:
+    """One line per run, with every score that any of them has."""
+    entries = [
+        (system.name, entry) for one in comparisons for system in one.systems for entry in system.entries.values()
+    ]
+    keys = sorted({key for _, entry in entries for key in entry.scores})
+    own = ("seed", "run", "test_rows", "test", "trainable", "share", "weights_mib")
+    file = io.StringIO(newline="")
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(["system", *own, *keys])
+    for name, entry in entries:
+        table.writerow([name, *(getattr(entry, key) for key in own), *(entry.scores.get(key, "") for key in keys)])
+    return file.getvalue().rstrip("\n")
+
+
+def to_json(comparisons: list[Comparison], notes: list[str]) -> str:
+    """Everything as values: systems with their runs, pairs with their tests, groups, sentences."""
+    told = [
+        {
+            "metric": one.metric,
+            "reference": one.reference.name,
+            "systems": [
+                {"name": of.name, "runs": [_run(entry) for entry in of.entries.values()]} for of in one.systems
+            ],
+            "pairs": [_finite(asdict(pair)) for pair in one.pairs],
+            "groups": one.groups,
+            "sentences": one.sentences(),
+        }
+        for one in comparisons
+    ]
+    return json.dumps({"comparisons": told, "notes": notes}, indent=2, ensure_ascii=False)
+
+
+def _run(entry: Entry) -> Any:
+    return _finite({key: value for key, value in vars(entry).items() if key != "predictions"})
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+_STYLE = """
+body { font: 15px/1.5 Inter, "Helvetica Neue", Arial, sans-serif; color: #1f2933; margin: 2.5rem auto; max-width: 75rem;
+  padding: 0 1.5rem }
+h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
+th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #e4e9ee; text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left } th { color: #6b7885; font-weight: 500 }
+.said { font-weight: 600 } .small { color: #6b7885; font-size: .85rem }
+"""
+
+
+def write_page(comparisons: list[Comparison], notes: list[str], file: Path) -> None:
+    """The same as a page. Raises StorageError."""
+    parts = []
+    for one in comparisons:
+        parts += [f'<p class="said">{escape(sentence)}</p>' for sentence in one.sentences()]
+        for table in one.tables():
+            lines = [_line("th", table.columns), *(_line("td", row) for row in table.rows)]
+            parts.append(f'<h2>{escape(table.title)}</h2><div class="wide"><table>{"".join(lines)}</table></div>')
+    parts += [f'<p class="small">{escape(text)}</p>' for text in (LEGEND, *(f"NOTE {note}" for note in notes))]
+    title = " against ".join(dict.fromkeys(one.reference.name for one in comparisons))
+    head = f'<meta charset="utf-8"><title>Compared with {escape(title)}</title><style>{_STYLE}</style>'
+    page = f"<!doctype html><html lang=en><head>{head}</head><body><h1>Compared with {escape(title)}</h1>"
+    storage.write_text(file, f"{page}{''.join(parts)}</body></html>\n")
+
+
+def _line(kind: str, cells: list[str]) -> str:
+    return f"<tr>{''.join(f'<{kind}>{escape(cell)}</{kind}>' for cell in cells)}</tr>"

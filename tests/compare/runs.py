@@ -1,0 +1,40 @@
+"""Folders of finished runs as `harness.run` leaves them, as far as a comparison reads them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness import provenance, spec
+
+LABELS = ("bad", "good")
+
+
+def finished(
+    output: Path, name: str, seed: int, f1: float, test: str = "a", predicted: Sequence[int] | None = None,
+    run: str = "", scores: dict[str, float] | None = None, **settings: Any,
+) -> Path:  # fmt: skip
+    """A run of an experiment with this score, and with these predictions of items whose true labels alternate."""
+    folder = output / "runs" / (run or f"{name}-s{seed}-{len(list(output.glob('runs/*'))):04x}")
+    (folder / "test").mkdir(parents=True)
+    overrides = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
+    resolved = {**spec.load(name, overrides).resolved(), "seeds": [seed]}
+    (folder / "spec.yaml").write_text(yaml.safe_dump(resolved))
+    (folder / "parameters.json").write_text(json.dumps({"trainable": 1234, "share_of_full_fine_tuning": 0.5}))
+    if predicted is not None:
+        with (folder / "test" / "predictions.csv").open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["id", "label", "predicted", *(f"probability_{label}" for label in LABELS)])
+            table.writerows([i, LABELS[i % 2], LABELS[one], 0.5, 0.5] for i, one in enumerate(predicted))
+    measured = {"test/f1_macro": f1, "test/accuracy": 0.9, "time/train_s": 10.0 + seed, "memory/peak_gib": 1.5 + seed}
+    data = [{"split": "test", "sha256": f"sha256:{test * 64}", "rows": 7}]
+    when = f"2026-01-01T00:00:{len(list(output.glob('runs/*'))):02d}+00:00"
+    predicate = {"runId": folder.name, "seeds": [str(seed)], "data": data, "finishedAt": when}
+    provenance.seal(folder, "start", predicate, None, subjects=["spec.yaml"])
+    provenance.seal(folder, "end", {**predicate, "metrics": {**measured, **(scores or {})}}, None)
+    return folder

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.compare.systems import find
+from harness.errors import SpecError
+from harness.tracking import Tracking, start
+from tests.compare.runs import finished
+from tests.stores import QUIET
+
+
+def names(output: Path, *asked: str) -> dict[str, list[int]]:
+    return {system.name: list(system.entries) for system in find(asked, output).systems}
+
+
+def test_runs_alike_in_all_but_the_seed_are_one_system(tmp_path: Path) -> None:
+    for seed in (2, 0, 1):
+        finished(tmp_path, "lora", seed, 0.7)
+    finished(tmp_path, "lora", 0, 0.6, methods__lora__rank=4, latency__measure=False)
+    finished(tmp_path, "full_finetune", 0, 0.8)
+    found = find([], tmp_path)
+    assert {one.label: list(one.entries) for one in found.systems} == {
+        "full_finetune": [0], "lora": [0, 1, 2], "lora methods.lora.rank=4": [0],
+    }  # fmt: skip
+    assert names(tmp_path, "lora") == {"lora": [0, 1, 2]}
+    assert find(["lora"], tmp_path).notes == ['not asked for: "lora methods.lora.rank=4"']
+    assert names(tmp_path, "lora methods.lora.rank=4", "lora") == {"lora rank=4": [0], "lora": [0, 1, 2]}
+
+
+def test_names_are_as_short_as_they_are_clear(tmp_path: Path) -> None:
+    finished(tmp_path, "lora", 0, 0.7, train__epochs=2, methods__lora__rank=4, train__learning_rate=0.123456)
+    finished(tmp_path, "lora", 0, 0.7, train__epochs=2, methods__lora__rank=16, train__learning_rate=0.123456)
+    finished(tmp_path, "awp", 0, 0.7, train__epochs=2)
+    assert set(names(tmp_path)) == {"awp", "lora rank=16", "lora rank=4"}
+
+
+def test_of_two_runs_with_one_seed_the_later_one_counts_and_a_note_says_so(tmp_path: Path) -> None:
+    first = finished(tmp_path, "lora", 0, 0.6, run="lora-s0-ffff")
+    second = finished(tmp_path, "lora", 0, 0.7, run="lora-s0-0000")
+    found = find(["lora"], tmp_path)
+    assert found.systems[0].first.run == second.name
+    assert found.notes == [f"lora, seed 0: {second.name} counts, {first.name} does not"]
+
+
+def test_what_cannot_be_trusted_is_left_out_and_named(tmp_path: Path) -> None:
+    whole = finished(tmp_path, "lora", 0, 0.7)
+    unfinished = finished(tmp_path, "lora", 1, 0.7)
+    (unfinished / "end.envelope.json").unlink()
+    edited = finished(tmp_path, "lora", 2, 0.7)
+    statement = edited / "end.envelope.json"
+    statement.write_text(statement.read_text().replace("payload", "pay"))
+    changed = finished(tmp_path, "lora", 3, 0.7, predicted=[0, 1])
+    predictions = changed / "test" / "predictions.csv"
+    predictions.write_text(predictions.read_text().replace("bad,bad", "bad,good"))
+    found = find(["lora"], tmp_path)
+    assert [entry.run for entry in found.systems[0].entries.values()] == [whole.name]
+    assert found.notes[0] == f"left out, it did not finish: {unfinished.name}"
+    assert found.notes[1].startswith("left out, its end statement cannot be trusted")
+    assert found.notes[2] == f"left out, test/predictions.csv changed after it ended: {changed.name}"
+
+
+def test_one_run_a_group_of_replicates_and_predictions(tmp_path: Path) -> None:
+    folders = [finished(tmp_path, "lora", seed, 0.7, predicted=[0, 1, 1]) for seed in (0, 1)]
+    group = tmp_path / "runs" / "lora-x2-abcd"
+    group.mkdir()
+    (group / "replicates.json").write_text(json.dumps({folder.name: {} for folder in folders}))
+    assert names(tmp_path, folders[1].name) == {"lora": [1]}
+    assert names(tmp_path, group.name) == {"lora": [0, 1]}
+    predictions = find([group.name], tmp_path).systems[0].first.predictions
+    assert predictions is not None and predictions.label_names == ["bad", "good"]
+    assert np.array_equal(predictions.labels, [0, 1, 0]) and np.array_equal(predictions.predicted, [0, 1, 1])
+
+
+def test_a_study_gives_the_winners_that_met_the_test_split(tmp_path: Path) -> None:
+    for arm, name in (("search", "lora"), ("baseline", "full_finetune")):
+        for seed in (100, 101):
+            folder = finished(tmp_path, name, seed, 0.5, run=f"mine-{arm}-seed{seed}")
+            (folder / "trial.json").write_text(json.dumps({"study": "mine", "arm": arm}))
+            judged = {
+                "scores": {"test/f1_macro": 0.8},
+                "predicted": [1, 1],
+                "labels": [0, 1],
+                "label_names": ["a", "b"],
+            }
+            file = tmp_path / "studies" / "mine" / "test" / f"{folder.name}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(judged))
+    row = {"variant": "search merged", "batch_size": 1, "length": 8, "p50_ms": 3.0, "p95_ms": 4.0}
+    (tmp_path / "studies" / "mine" / "latency").mkdir()
+    (tmp_path / "studies" / "mine" / "latency" / "latency.json").write_text(json.dumps([row]))
+    found = {system.name: system for system in find(["mine"], tmp_path).systems}
+    assert {name: list(one.entries) for name, one in found.items()} == {
+        "full_finetune": [100, 101], "lora": [100, 101],
+    }  # fmt: skip
+    assert found["lora"].values("test/f1_macro") == [0.8, 0.8]
+    assert found["lora"].first.scores["latency/merged_b1_t8_p50_ms"] == 3.0
+    assert "latency/merged_b1_t8_p50_ms" not in found["full_finetune"].first.scores
+    with pytest.raises(SpecError, match="no finished run of any experiment"):
+        find([], tmp_path)
+
+
+@QUIET
+def test_filters_and_ids_of_mlflow(tmp_path: Path) -> None:
+    ids = {}
+    for seed, team in ((0, "blue"), (1, "red")):
+        folder = finished(tmp_path, "lora", seed, 0.7)
+        tracker = start(Tracking(), tmp_path, "lora", folder.name, tags={"team": team})
+        ids[seed] = tracker.wait_open(60)
+        tracker.finish()
+    assert names(tmp_path, "tags.team = 'red'") == {"lora": [1]}
+    assert names(tmp_path, str(ids[0])) == {"lora": [0]}
+    with pytest.raises(SpecError, match="cannot read the filter"):
+        find(["tags.team ="], tmp_path)
+    with pytest.raises(SpecError, match="no finished run fits"):
+        find(["tags.team = 'green'"], tmp_path)
+
+
+def test_names_that_nothing_is_called(tmp_path: Path) -> None:
+    finished(tmp_path, "lora", 0, 0.7, train__epochs=2)
+    assert names(tmp_path, "lora") == {"lora": [0]}, "only a variant is there"
+    with pytest.raises(SpecError, match=r"no finished run of awp in .*\n.*exp=awp seeds="):
+        find(["lora", "awp"], tmp_path)
+    with pytest.raises(SpecError, match=r'"lora train.epochs=2"'):
+        find(["lora train.epochs=3"], tmp_path)
+    with pytest.raises(SpecError, match="did you mean 'lora'"):
+        find(["lroa"], tmp_path)
