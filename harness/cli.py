@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.cli_compare import compare
-from harness.cli_signatures import keygen, keys_app, verify
+from harness.cli_signatures import keygen, keys_app, print_check, verify
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -24,6 +24,14 @@ app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_e
 runs = typer.Typer(no_args_is_help=True)
 app.add_typer(runs, name="runs", help="The runs that MLflow knows.")
 app.add_typer(keys_app, name="keys", help="List, rotate and retire signing keys; sign again with the new one.")
+
+
+def _experiments(incomplete: str) -> list[str]:
+    """For the shell's completion."""
+    from harness import spec
+
+    return [name for name in spec.names() if name.startswith(incomplete)]
+
 
 Output = Annotated[Path, typer.Option(help="the folder of runs, relative to the project")]
 Store = Annotated[str | None, typer.Option(help="MLflow's store; default: the one that is set, else SQLite in there")]
@@ -42,7 +50,7 @@ def list_specs() -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="an experiment")],
+    name: Annotated[str, typer.Argument(help="an experiment", autocompletion=_experiments)],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
@@ -85,7 +93,7 @@ app.command()(verify)
 
 @app.command()
 def baselines(
-    name: Annotated[str, typer.Argument(help="an experiment, for its data and model")],
+    name: Annotated[str, typer.Argument(help="an experiment, for its data and model", autocompletion=_experiments)],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
 ) -> None:
     """Score what any method has to beat on the experiment's test split."""
@@ -103,7 +111,9 @@ def baselines(
 
 @app.command()
 def selftest(
-    name: Annotated[str, typer.Argument(help="an experiment, for its data, model and methods")],
+    name: Annotated[
+        str, typer.Argument(help="an experiment, for its data, model and methods", autocompletion=_experiments)
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
@@ -131,6 +141,29 @@ def selftest(
 
 
 app.command()(compare)
+
+
+@app.command()
+def doctor(
+    output: Output = Path("mlruns"),
+    uri: Store = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Is everything there that a run needs? Versions, devices, Accelerate's settings, store, disk, key, stale runs.
+
+    Exit code 0, or 1 where a line says NO.
+    """
+    from harness import doctor as module
+    from harness.storage import PROJECT
+
+    checks = []
+    for check in module.examine(PROJECT / output, uri):
+        checks.append(check)
+        if not as_json:
+            print_check(check.ok, f"{check.name}: {check.detail}")
+    if as_json:
+        print(json.dumps([{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks], indent=2))
+    raise typer.Exit(int(any(check.ok is False for check in checks)))
 
 
 @app.command()

@@ -10,10 +10,22 @@ import typer
 from harness.errors import SpecError
 
 
+def _names(incomplete: str) -> list[str]:
+    """For the shell's completion: experiments, and the runs and studies of `mlruns`."""
+    from harness import spec
+    from harness.storage import PROJECT
+
+    places = [path.name for room in ("runs", "studies") for path in (PROJECT / "mlruns" / room).glob(f"{incomplete}*")]
+    return [*(name for name in spec.names() if name.startswith(incomplete)), *sorted(places)]
+
+
 def compare(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="experiments, runs, studies, MLflow filters; default: all experiments that have runs"),
+        typer.Argument(
+            help="experiments, runs, studies, MLflow filters; default: all experiments that have runs",
+            autocompletion=_names,
+        ),
     ] = None,
     against: Annotated[str, typer.Option(help="the reference; default: full_finetune, else the first name")] = "",
     metric: Annotated[str, typer.Option(help="the score on the test split that decides")] = "f1_macro",

@@ -129,13 +129,14 @@ def _tell(verdict: Verification, links: list[Link] | None, as_json: bool) -> NoR
         attempt = "" if link.attempt is None else f"attempt {link.attempt}"
         key = link.key or "no key here"
         columns = f"{link.kind:10}  {step:12}  {attempt:10}  {link.time:25}  {key:16}"
-        _line(link.ok, f"{columns}  {link.detail.partition(';')[0] if link.key else link.detail}")
+        print_check(link.ok, f"{columns}  {link.detail.partition(';')[0] if link.key else link.detail}")
     for check in verdict.checks:
-        _line(check.ok, f"{check.name}: {check.detail}")
+        print_check(check.ok, f"{check.name}: {check.detail}")
     print(told)
     raise typer.Exit(verdict.exit_code)
 
 
-def _line(ok: bool | None, text: str) -> None:
+def print_check(ok: bool | None, text: str) -> None:
+    """One line with its mark in colour."""
     mark, colour = {True: ("ok", "green"), False: ("NO", "red"), None: ("??", "yellow")}[ok]
     typer.secho(f"{mark}  {text}", fg=colour)

@@ -86,6 +86,14 @@ def _local_folder(name: str) -> Path | None:
     return None
 
 
+def state() -> str:
+    """Whether the Hub is asked, and where what it gave lies."""
+    from huggingface_hub import constants
+
+    told = "offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "online"
+    return f"{told}; cache {constants.HF_HUB_CACHE}"
+
+
 def _cached_folder(name: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 

@@ -88,19 +88,33 @@ def reap(
     Raises:
         StorageError: the store cannot be read or written.
     """
-    running = [run for run, _ in list_runs(folder, uri) if run.status == "RUNNING"]
-    running = [run for run in running if only is None or run.name in only]
-    for run in running:
-        if (folder / "spool" / f"{safe_part(run.name)}.jsonl").exists():
-            yield run.name, "left alone: records of it wait for `harness sync`"
-            continue
-        life = look(folder, run.name)
-        if not _is_from(folder, run, _store(folder, uri) or ""):
-            yield run.name, f"left alone: it belongs to {run.tags['folder']}"
-        elif life.is_alive or (life.is_alive is None and not force):
-            yield run.name, f"left alone: {life.why}" + (" (--force ends it)" if life.is_alive is None else "")
-        else:
-            yield run.name, f"{_end(folder, uri, run, life.last_seen)}: {life.why}"
+    for run in _running(folder, uri):
+        if only is None or run.name in only:
+            life = look(folder, run.name)
+            reason = _left_alone(folder, uri, run, life, force=force)
+            told = reason or f"{_end(folder, uri, run, life.last_seen)}: {life.why}"
+            yield run.name, told
+
+
+def stale(folder: Path, uri: str | None = None) -> list[str]:
+    """Names of the runs that `reap` would end. Raises StorageError as it does."""
+    running = _running(folder, uri)
+    return [run.name for run in running if not _left_alone(folder, uri, run, look(folder, run.name), force=False)]
+
+
+def _running(folder: Path, uri: str | None) -> list[FoundRun]:
+    return [run for run, _ in list_runs(folder, uri) if run.status == "RUNNING"]
+
+
+def _left_alone(folder: Path, uri: str | None, run: FoundRun, life: Life, *, force: bool) -> str:
+    """Why a run must not be ended; "": it may."""
+    if (folder / "spool" / f"{safe_part(run.name)}.jsonl").exists():
+        return "left alone: records of it wait for `harness sync`"
+    if not _is_from(folder, run, _store(folder, uri) or ""):
+        return f"left alone: it belongs to {run.tags['folder']}"
+    if life.is_alive or (life.is_alive is None and not force):
+        return f"left alone: {life.why}" + (" (--force ends it)" if life.is_alive is None else "")
+    return ""
 
 
 def _is_from(folder: Path, run: FoundRun, store: str) -> bool:

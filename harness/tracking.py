@@ -9,9 +9,10 @@ import getpass
 import shlex
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import field_serializer
 
@@ -23,6 +24,7 @@ from harness.tracker import Message, Tracker, Trackers, first_line, now, warn
 from harness.tracking_mlflow import (
     FoundRun,
     is_server,
+    num_experiments,
     refuse_deleted,
     safe_part,
     search,
@@ -33,6 +35,8 @@ from harness.tracking_mlflow import (
 )
 from harness.tracking_worker import MLflowTracker
 from harness.tracking_writer import Target
+
+Answer = TypeVar("Answer")
 
 
 class Tracking(Settings):
@@ -146,6 +150,16 @@ def ui_command(uri: str | None, folder: Path) -> str:
     return shlex.join([*words, "--host", "127.0.0.1", "--port", "5000"])
 
 
+def shown_uri(uri: str | None, folder: Path) -> str:
+    """The store in use, as it may be shown."""
+    return without_password(tracking_uri(uri, folder.absolute()))
+
+
+def count_experiments(uri: str | None, folder: Path) -> int | None:
+    """How many experiments the store has; None: it is a database that nobody has made yet. Raises StorageError."""
+    return _ask(num_experiments, uri, folder)
+
+
 def find_run(uri: str | None, folder: Path, run: str) -> FoundRun | None:
     """The MLflow run with this id or name, or None.
 
@@ -153,7 +167,7 @@ def find_run(uri: str | None, folder: Path, run: str) -> FoundRun | None:
         UserError: several runs have this name.
         StorageError: the store cannot be read.
     """
-    found = _ask(search, uri, folder, run)
+    found = _ask(partial(search, run=run), uri, folder) or []
     if len(found) > 1:
         raise UserError(
             f"{len(found)} runs are called '{run}'", fix=f"name one by its id: {', '.join(r.run_id for r in found)}"
@@ -168,18 +182,18 @@ def find_runs(uri: str | None, folder: Path, filter_string: str) -> list[FoundRu
         SpecError: the filter cannot be read.
         StorageError: the store cannot be read.
     """
-    return _ask(search_filter, uri, folder, filter_string)
+    return _ask(partial(search_filter, filter_string=filter_string), uri, folder) or []
 
 
-def _ask(ask: Callable[[str, Path, str], list[FoundRun]], uri: str | None, folder: Path, what: str) -> list[FoundRun]:
-    """Ask a store that may not be there yet, or be away."""
+def _ask(ask: Callable[[str, Path], Answer], uri: str | None, folder: Path) -> Answer | None:
+    """Ask a store that may be away; None: it is a database that nobody has made yet. Raises StorageError."""
     folder = folder.absolute()
     uri = tracking_uri(uri, folder)
     database = sqlite_path(uri)
     if database and not database.is_file():
-        return []
+        return None
     try:
-        return ask(uri, folder, what)
+        return ask(uri, folder)
     except HarnessError:
         raise
     except Exception as error:

@@ -229,6 +229,11 @@ def search(uri: str, folder: Path, run: str) -> list[FoundRun]:
     return [_found(run) for run in runs]
 
 
+def num_experiments(uri: str, folder: Path) -> int:
+    """How many experiments the store has. Raises what `connect` raises."""
+    return len(connect(uri, folder).search_experiments())
+
+
 def runs_named(client: MlflowClient, experiments: list[str], name: str) -> list[Run]:
     """At most ten runs with this name, newest first."""
     if re.search(r"[\"'`\\]", name):  # quotes would end the filter's text

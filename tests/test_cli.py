@@ -320,3 +320,11 @@ def test_every_setting_of_a_method_is_explained(name: str) -> None:
 def test_all_methods_in_one_line_each() -> None:
     lines = CliRunner().invoke(app, ["methods"]).stdout.splitlines()
     assert [line.split()[0] for line in lines] == registry.names("method")
+
+
+@pytest.mark.parametrize("command", ["show", "baselines", "selftest", "compare"])
+def test_the_shell_completes_experiments(command: str) -> None:
+    """U20."""
+    words = {"_HARNESS_COMPLETE": "complete_bash", "COMP_WORDS": f"harness {command} lora_a", "COMP_CWORD": "2"}
+    done = CliRunner().invoke(app, [], prog_name="harness", env=words)
+    assert done.stdout.split() == ["lora_adapter"]

@@ -51,7 +51,7 @@ LAYERS = [
     ["tasks", "checkpoint", "gradients", "rollback", "evaluate", "baselines", "compression"],
     ["train", "assembly", "verification"],
     ["fingerprint", "report", "selection", "deployment", "rehearsal"],
-    ["origins", "plan", "record", "proofs", "replicates", "variants", "session"],
+    ["doctor", "origins", "plan", "record", "proofs", "replicates", "variants", "session"],
     ["selftest", "judgement"],
     ["run"],
     ["sweeps", "compare", "cli_signatures"],
@@ -79,6 +79,7 @@ DOORS = {
     "omegaconf": {"composing"},
     "yaml": {"yaml_source", "origins"},
     "accelerate": {
+        "doctor",
         "memory",
         "processes",
         "gradients",

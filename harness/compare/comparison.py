@@ -211,7 +211,7 @@ def _measured(system: System) -> list[re.Match[str]]:
 def latency(system: System, merged: bool, cell: tuple[int, int] | None) -> str:
     """Median over the runs of p50 and p95 at a batch size and length; "" where it was not measured."""
     variants = {found["variant"] for found in _measured(system)}
-    variant = "merged" if merged else next(iter(sorted(variants - {"merged"})), None)
+    variant = "merged" if merged else "unmerged" if "unmerged" in variants else "model"
     times = []
     for key in ("p50_ms", "p95_ms"):
         name = f"latency/{variant}_b{cell[0]}_t{cell[1]}_{key}" if cell and variant in variants else ""
