@@ -327,4 +327,4 @@ def test_the_shell_completes_experiments(command: str) -> None:
     """U20."""
     words = {"_HARNESS_COMPLETE": "complete_bash", "COMP_WORDS": f"harness {command} lora_a", "COMP_CWORD": "2"}
     done = CliRunner().invoke(app, [], prog_name="harness", env=words)
-    assert done.stdout.split() == ["lora_adapter"]
+    assert done.stdout.split()[0] == "lora_adapter"  # then the runs of this name, where there are any
