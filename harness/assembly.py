@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -80,10 +80,11 @@ def _read(spec: Spec) -> Loaded:
     task: Task = registry.build("task", name, settings)
     splits = data.load(spec.data)
     tokens = task.load_data(splits, spec.model.name, spec.model.revision)
-    return Loaded(splits, task, tokens, _identify(spec))
+    return Loaded(splits, task, tokens, identify(spec))
 
 
-def _identify(spec: Spec) -> dict[str, str]:
+def identify(spec: Spec) -> dict[str, str]:
+    """The pretrained model by name, and where its weights are a file here, their digest."""
     known = {"id": spec.model.name, "revision": spec.model.revision or ""}
     weights = hub.weights_file(spec.model.name)
     return {**known, "sha256": digests.file_digest(weights.resolve())} if weights else known
@@ -96,10 +97,18 @@ def assemble(spec: Spec, loaded: Loaded, seed: int) -> Assembled:
         ModelError: the checkpoint cannot be loaded, or a method or `compression` finds no place in it.
         SpecError: nothing would train, or a method would do nothing.
     """
+    assembled = rebuild(spec, loaded.task, seed)
+    model, per_epoch = assembled.model, loaded.task.num_batches(spec.train.batch_size)
+    prepared = ((name, method.prepare(model, spec.train, per_epoch)) for name, method in assembled.methods.items())
+    return replace(assembled, notes={name: note for name, note in prepared if note})
+
+
+def rebuild(spec: Spec, task: Task, seed: int) -> Assembled:
+    """The same without what methods prepare for training: to put in what was trained. Raises as `assemble` does."""
     seeding.seed_everything(seed)
-    model = loaded.task.load_model(spec.model.name, spec.model.revision)
+    model = task.load_model(spec.model.name, spec.model.revision)
     pretrained = sum(parameter.numel() for parameter in model.parameters())
-    head_parameters = [model.get_parameter(name) for name in loaded.task.head(model)]
+    head_parameters = [model.get_parameter(name) for name in task.head(model)]
     methods: dict[str, Method] = {name: registry.build("method", name, s) for name, s in spec.methods.items()}
     for method in methods.values():
         model = method.edit_model(model)
@@ -116,6 +125,4 @@ def assemble(spec: Spec, loaded: Loaded, seed: int) -> Assembled:
         raise SpecError("no parameter would train", where="methods")
     families = {**own, "head": head, "pretrained": sizes.keys() - head.union(*own.values())}
     by_family = {family: sum(sizes.get(name, 0) for name in names) for family, names in families.items()}
-    per_epoch = loaded.task.num_batches(spec.train.batch_size)
-    notes = {name: note for name, method in methods.items() if (note := method.prepare(model, spec.train, per_epoch))}
-    return Assembled(model, methods, head, surgery.count_parameters(model, pretrained), by_family, notes)
+    return Assembled(model, methods, head, surgery.count_parameters(model, pretrained), by_family, {})

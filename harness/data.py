@@ -182,6 +182,28 @@ def _rows(table: Table, data: Data, prefix: str) -> tuple[list[Row], int]:
     return rows, missing
 
 
+def unlabelled(table: Table, texts: list[str], where: str) -> list[Example]:
+    """The rows of a table as examples to predict, by one or two columns; the label of each is 0, and means nothing.
+
+    `where`: what a person gives the columns with.
+
+    Raises:
+        DataError: no such column, a blank cell, no rows.
+    """
+    if odd := [name for name in texts if name not in table.columns]:
+        why = f"columns: {', '.join(table.columns) or 'none'}"
+        what = f"no column is called '{odd[0]}'"
+        raise DataError(what, where=where, why=why, fix=did_you_mean(odd[0], table.columns))
+    rows = [(where, [_cell(record.get(name), where, name) for name in texts]) for where, record in table.cells]
+    if blank := [where for where, cells in rows if not all(cell.strip() for cell in cells)]:
+        raise DataError(
+            f"{len(blank)} of {len(rows)} rows have no text", where=blank[0], fix="fill them, or leave them out"
+        )
+    if not rows:
+        raise DataError("there are no rows to predict")
+    return [Example(str(i), cells[0], cells[1] if cells[1:] else None, 0) for i, (_, cells) in enumerate(rows, 1)]
+
+
 def _cell(value: object, where: str, column: str) -> str:
     """A cell as text, the empty string if it is absent: true, false, and numbers as JSON writes them, 1.0 as 1."""
     if value is None or value != value:  # NaN

@@ -122,7 +122,7 @@ def find_parts(source: Source, named: list[str]) -> Parts:
         fix = did_you_mean(path.name, near) if path.parent.is_dir() else f"there is no folder {path.parent} either"
         raise DataError(f"{source.name} does not exist", where="data.name", fix=fix)
     files = _folder_files(path, named) if path.is_dir() else {"train": path, **_find_files(path.parent, named)}
-    return {name: partial(_read_file, file, source.encoding) for name, file in files.items()}
+    return {name: partial(read_file, file, source.encoding) for name, file in files.items()}
 
 
 def _refuse_hub_settings(source: Source) -> None:
@@ -164,8 +164,13 @@ def _read_rated(name: str, cuts: list[float]) -> Table:
     return Table(["text", "label", "document"], cells, labels, is_rated=True)
 
 
-def _read_file(path: Path, encoding: str) -> Table:
-    """One file. Raises DataError with file and line, StorageError if it cannot be opened."""
+def read_file(path: Path, encoding: str = "utf-8") -> Table:
+    """One csv, tsv, jsonl, json or parquet file.
+
+    Raises:
+        DataError: it cannot be read as what its name says, with file and line.
+        StorageError: it cannot be opened.
+    """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise DataError(f"{path} is none of {', '.join(SUFFIXES)}", where="data.name", fix="convert it to one of these")

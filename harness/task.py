@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.batch import Batch
-from harness.data import Splits
+from harness.data import Example, Splits
 from harness.metric import Predictions
 from harness.settings import Settings
 
@@ -22,6 +22,10 @@ class Task(Settings, ABC):
     @abstractmethod
     def load_data(self, splits: Splits, checkpoint: str, revision: str | None) -> dict[str, Any]:
         """Turn text into tensors; returns what a person should know about it (such as how many rows were truncated)."""
+
+    @abstractmethod
+    def load_inputs(self, examples: list[Example], labels: list[str], checkpoint: str, revision: str | None) -> None:
+        """Turn examples whose labels nobody knows into the split `inputs`, for a model that was trained on `labels`."""
 
     @abstractmethod
     def load_model(self, checkpoint: str, revision: str | None) -> nn.Module:

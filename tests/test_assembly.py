@@ -10,7 +10,7 @@ def test_weights_behind_a_link_have_a_digest(tmp_path: Path) -> None:
     for path in builtin.model_path("minilm").iterdir():
         (tmp_path / path.name).symlink_to(path)
     linked = spec.load("lora", [f"model.name={tmp_path}"])
-    assert assembly._identify(linked)["sha256"] == assembly._identify(spec.load("lora"))["sha256"]
+    assert assembly.identify(linked)["sha256"] == assembly.identify(spec.load("lora"))["sha256"]
 
 
 def test_what_trains_by_family() -> None:

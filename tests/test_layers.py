@@ -51,11 +51,11 @@ LAYERS = [
     ["tasks", "checkpoint", "gradients", "rollback", "evaluate", "baselines", "compression"],
     ["train", "assembly", "verification"],
     ["fingerprint", "report", "selection", "deployment", "rehearsal"],
-    ["doctor", "origins", "plan", "record", "proofs", "replicates", "variants", "session"],
+    ["doctor", "prediction", "origins", "plan", "record", "proofs", "replicates", "variants", "session"],
     ["selftest", "judgement"],
     ["run"],
     ["sweeps", "compare", "cli_signatures"],
-    ["cli_compare"],
+    ["cli_compare", "cli_predict"],
     ["command", "cli"],
 ]
 ROOMS = {
@@ -108,6 +108,7 @@ LIGHT_AT_START = (
     "spec",
     "cli",
     "cli_compare",
+    "cli_predict",
     "cli_signatures",
     "data",
     "latency",

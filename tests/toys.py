@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from harness import losses
 from harness.batch import Batch
-from harness.data import Splits
+from harness.data import Example, Splits
 from harness.metric import Predictions
 from harness.task import Task
 
@@ -110,6 +110,9 @@ class ToyTask(Task):
 
     def load_data(self, splits: Splits, checkpoint: str, revision: str | None) -> dict[str, Any]:
         return {}
+
+    def load_inputs(self, examples: list[Example], labels: list[str], checkpoint: str, revision: str | None) -> None:
+        pass
 
     def load_model(self, checkpoint: str, revision: str | None) -> nn.Module:
         return classifier()

@@ -50,9 +50,7 @@ class SequenceClassification(Task):
             ModelError: the tokenizer cannot be loaded, or has no pad token.
             DataError: a text without any token.
         """
-        self._tokenizer = _load_tokenizer(checkpoint, revision)
-        if self._tokenizer.pad_token is None:
-            self._choose_pad_token(checkpoint)
+        self._open_tokenizer(checkpoint, revision)
         self._splits = {split.name: split for split in (splits.train, splits.validation, splits.test)}
         self._labels = splits.labels
         report = {name: self._encode(name, split) for name, split in self._splits.items()}
@@ -60,6 +58,17 @@ class SequenceClassification(Task):
             counts = np.bincount([e.label for e in splits.train.examples], minlength=len(self._labels))
             self._weights = torch.tensor(len(splits.train.examples) / (len(self._labels) * counts))
         return report
+
+    def load_inputs(self, examples: list[Example], labels: list[str], checkpoint: str, revision: str | None) -> None:
+        """Tokenise them as the split `inputs`. Raises ModelError and DataError as `load_data` does."""
+        self._open_tokenizer(checkpoint, revision)
+        self._splits, self._labels = {"inputs": Split("inputs", examples, "")}, labels
+        self._encode("inputs", self._splits["inputs"])
+
+    def _open_tokenizer(self, checkpoint: str, revision: str | None) -> None:
+        self._tokenizer = _load_tokenizer(checkpoint, revision)
+        if self._tokenizer.pad_token is None:
+            self._choose_pad_token(checkpoint)
 
     def _choose_pad_token(self, checkpoint: str) -> None:
         if self.pad_token not in (known := self._tokenizer.get_vocab()):

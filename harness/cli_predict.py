@@ -1,0 +1,74 @@
+"""`harness predict`: what a finished run says of new texts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.errors import SpecError
+
+if TYPE_CHECKING:
+    from harness.sources import Table
+
+
+def _typed(texts: list[str], columns: list[str]) -> Table:
+    """What was typed as the rows of a table: each a text, or the two of one pair."""
+    from harness.sources import Table
+
+    rows = [texts] if len(columns) == 2 else [[text] for text in texts]
+    if len(rows[0]) != len(columns):
+        raise SpecError("the run was trained on pairs of texts", fix="give the two texts of one pair, or --file")
+    return Table(columns, [(f"text {i}", dict(zip(columns, row, strict=True))) for i, row in enumerate(rows, 1)])
+
+
+def _finished(incomplete: str) -> list[str]:
+    """For the shell's completion: the runs of `mlruns` that can predict."""
+    from harness.storage import PROJECT
+
+    found = (PROJECT / "mlruns" / "runs").glob(f"{incomplete}*/weights/trained.safetensors")
+    return sorted(path.parent.parent.name for path in found)
+
+
+def predict(
+    run: Annotated[str, typer.Option(help="a finished run: its name, MLflow id, or folder", autocompletion=_finished)],
+    texts: Annotated[list[str] | None, typer.Argument(help="texts; of a task on pairs, the two of one pair")] = None,
+    file: Annotated[Path | None, typer.Option(help="csv, tsv, jsonl, json or parquet, instead of texts")] = None,
+    out: Annotated[Path | None, typer.Option(help="with --file: .csv or .jsonl; default: print CSV")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="with --file: the text's column, or twice, default as in training")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="the folder of runs, relative to the project")] = Path("mlruns"),
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Label texts with a finished run, with probabilities.
+
+    harness predict --run lora-s42-3f9a "Battery life is great." "It broke after a week."
+    harness predict --run lora-s42-3f9a --file reviews.csv --out labelled.csv
+    """
+    if bool(texts) == bool(file) or (file is None and (out or column)):
+        raise SpecError("give texts, or --file with --out and --column if you like")
+    from harness import prediction, sources, threads
+    from harness.console import Terminal
+    from harness.storage import PROJECT
+
+    threads.choose_wait_policy()
+    with contextlib.redirect_stdout(sys.stderr):  # notes go elsewhere than the answer
+        predictor = prediction.Predictor(run, PROJECT / output, Terminal())
+        names = column or predictor.texts
+        table = sources.read_file(file) if file else _typed(texts or [], names)
+        answers = prediction.rows_of(predictor.predict(prediction.examples_of(table, names)))
+    if as_json:
+        print(json.dumps([{**record, **answer} for (_, record), answer in zip(table.cells, answers, strict=True)],
+                         indent=2, ensure_ascii=False))  # fmt: skip
+    elif file:
+        text = prediction.write(table, answers, out)
+        print(f"{len(answers)} rows in {out}" if out else text, end="\n" if out else "")
+    else:
+        for (_, record), answer in zip(table.cells, answers, strict=True):
+            shares = "  ".join(f"{key.removeprefix('probability_')} {answer[key]:.3f}" for key in list(answer)[2:])
+            print(f"{answer['predicted']:12}  {shares}  {' | '.join(record.values())}")

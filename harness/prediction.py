@@ -1,0 +1,141 @@
+"""What a finished run says of new texts: its own weights in its own model, as its statements name them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from harness import (
+    assembly,
+    checkpoint,
+    data,
+    device,
+    digests,
+    keys,
+    processes,
+    provenance,
+    registry,
+    spec,
+    storage,
+    tracking,
+)
+from harness.console import Terminal
+from harness.data import Example
+from harness.errors import DataError, UserError, did_you_mean
+from harness.evaluate import Evaluator
+from harness.metric import Predictions
+from harness.sources import Table
+from harness.spec import Spec
+
+_READ = ("spec.yaml", "weights/trained.safetensors", "weights/tokenizer/config.json")
+
+
+class Predictor:
+    """A finished run, ready to predict."""
+
+    def __init__(self, run: str, output: Path, terminal: Terminal) -> None:
+        """
+        Args:
+            run: its name, MLflow id, or folder.
+            output: the folder of runs.
+            terminal: where it says what it falls back to.
+
+        Raises:
+            UserError: no such run, one that did not finish, that was changed since, or whose pretrained model is
+                another one here.
+        """
+        self.folder = _find(run, output)
+        end = _statement(self.folder)
+        self.spec: Spec = spec.reload(self.folder / "spec.yaml", {})
+        base, known = end.get("baseModel", {}), assembly.identify(self.spec)
+        if known.get("sha256") and base.get("sha256") and known["sha256"] != base["sha256"]:
+            what = f"the pretrained weights of '{self.spec.model.name}' are not those that the run was trained on"
+            raise UserError(what, where=str(self.folder), fix="bring back the model, or its revision, that it names")
+        config = json.loads((self.folder / "weights" / "tokenizer" / "config.json").read_text(encoding="utf-8"))
+        self.labels = [config["id2label"][str(number)] for number in range(len(config["id2label"]))]
+        self._seed, self._terminal = int(end["seeds"][0]), terminal
+
+    @property
+    def texts(self) -> list[str]:
+        """The one or two columns with text in the data that it was trained on."""
+        return self.spec.data.texts
+
+    def predict(self, examples: list[Example]) -> Predictions:
+        """Labels and probabilities, in order. Raises ModelError, DataError, StorageError, TrainingError."""
+        say, model = self._terminal.say, self.spec.model
+        accelerator = processes.build_accelerator(device.resolve_precision(self.spec.precision, say))
+        device.use_all_cores(say)
+        device.use_fast_matmul(say)
+        name, settings = next(iter(self.spec.task.items()))
+        task = registry.build("task", name, settings)
+        task.load_inputs(examples, self.labels, model.name, model.revision)
+        assembled = assembly.rebuild(self.spec, task, self._seed)
+        checkpoint.restore(assembled.model, checkpoint.load(self.folder / "weights"))
+        assembled.model.to(accelerator.device).eval()
+        return Evaluator(accelerator, say).predict_alone(assembled.model, task, "inputs")
+
+
+def _find(run: str, output: Path) -> Path:
+    """The folder of a run."""
+    place = Path(run)
+    if not (place / "spec.yaml").is_file():
+        place = output / "runs" / storage.safe_name(run)
+    if not place.is_dir() and (found := tracking.find_run(None, output, run)):
+        place = output / "runs" / found.name
+    if not (place / "spec.yaml").is_file():
+        known = [path.parent.name for path in (output / "runs").glob("*/end.envelope.json")]
+        raise UserError(f"no run is called '{run}'", where=str(output / "runs"), fix=did_you_mean(run, known))
+    if (place / "replicates.json").is_file():
+        names = ", ".join(json.loads((place / "replicates.json").read_text(encoding="utf-8")))
+        raise UserError(f"{place.name} is a group of replicates", fix=f"name one of {names}")
+    return place
+
+
+def _statement(folder: Path) -> dict[str, Any]:
+    """What the end statement says, if what it covers is as it was."""
+    if not (folder / "end.envelope.json").is_file():
+        raise UserError(f"{folder.name} did not finish", where=str(folder), fix=f"launch.py --resume {folder.name}")
+    envelope = provenance.open_envelope(folder / "end.envelope.json", keys.load_keyring())
+    if envelope.predicate is None:
+        raise UserError("the end statement cannot be trusted", where=str(folder), why=envelope.check.detail)
+    for name in _READ:
+        if not (folder / name).is_file():
+            raise UserError(f"{name} is not there", where=str(folder), fix="only runs that kept their weights predict")
+        if digests.file_digest(folder / name) != envelope.subjects.get(name):
+            raise UserError(f"{name} was changed after the run", where=str(folder), fix=f"harness verify {folder.name}")
+    return envelope.predicate
+
+
+def examples_of(table: Table, texts: list[str]) -> list[Example]:
+    """The rows of a file. Raises DataError, also where a column of the answer stands in it already."""
+    if taken := {"predicted", "confidence"} & set(table.columns):
+        raise DataError(f"a column is called '{min(taken)}' already", fix="rename it: the answer is written there")
+    return data.unlabelled(table, texts, "--column")
+
+
+def rows_of(predictions: Predictions) -> list[dict[str, Any]]:
+    """predicted, confidence and `probability_<label>` of each example."""
+    names, answers = predictions.label_names, []
+    for guess, shares in zip(predictions.predicted.tolist(), predictions.probabilities.tolist(), strict=True):
+        probabilities = {f"probability_{name}": share for name, share in zip(names, shares, strict=True)}
+        answers.append({"predicted": names[guess], "confidence": shares[guess], **probabilities})
+    return answers
+
+
+def write(table: Table, answers: list[dict[str, Any]], file: Path | None) -> str:
+    """The rows of a table with their answers: CSV, or JSON lines where the file is called so; returned if no file."""
+    rows = [{**record, **answer} for (_, record), answer in zip(table.cells, answers, strict=True)]
+    if file and file.suffix == ".jsonl":
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    else:
+        made = io.StringIO(newline="")
+        writer = csv.DictWriter(made, [*table.columns, *answers[0]], lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        text = made.getvalue()
+    if file:
+        storage.write_text(file, text)
+    return text

@@ -1,0 +1,119 @@
+"""A finished run predicts: the same as on its own test split, whatever the door; and nothing that was changed since."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from harness.cli import app
+from harness.command import SMOKE, main
+from harness.errors import DataError, SpecError, UserError
+from tests.stores import QUIET
+
+pytestmark = QUIET
+METHODS = "methods={lora: {rank: 2, alpha: 4.0}, bottleneck_adapter: {size: 4}, mixout: {layers: head, p: 0.3}}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
+    """A run's folder, in a folder of runs of its own."""
+    output = tmp_path_factory.mktemp("output")
+    words = ["exp=lora", *SMOKE, *tiny, METHODS, "latency.measure=false", "data.limit=null", f"output={output}"]
+    assert main(words) == 0
+    (found,) = (output / "runs").iterdir()
+    return found
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "runs" / folder.name))
+
+
+def predict(folder: Path, *words: str) -> str:
+    done = CliRunner().invoke(app, ["predict", "--run", folder.name, "--output", str(folder.parent.parent), *words])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.stdout
+
+
+def own_predictions(folder: Path) -> list[dict[str, str]]:
+    with (folder / "test" / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_it_says_of_its_test_split_what_it_said_then(folder: Path, tmp_path: Path) -> None:
+    """Batched in other company: the same to the rounding of float32."""
+    expected = own_predictions(folder)
+    texts = tmp_path / "texts.csv"
+    with texts.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerows([["text", "note"], *((row["text"], row["id"]) for row in reversed(expected))])
+    found = list(csv.DictReader(io.StringIO(predict(folder, "--file", str(texts)))))
+    assert [row["note"] for row in found] == [row["id"] for row in reversed(expected)]
+    for row, known in zip(reversed(found), expected, strict=True):
+        assert row["predicted"] == known["predicted"]
+        for key in ("confidence", "probability_a", "probability_b"):
+            assert float(row[key]) == pytest.approx(float(known[key]), abs=1e-6)
+
+
+def test_texts_files_and_programs_are_answered_alike(folder: Path, tmp_path: Path) -> None:
+    texts = ["the screen was good", "never again"]
+    spoken = predict(folder, *texts).splitlines()
+    answers = json.loads(predict(folder, *texts, "--json"))
+    lines = tmp_path / "in.jsonl"
+    lines.write_text("".join(json.dumps({"review": text, "n": i}) + "\n" for i, text in enumerate(texts)))
+    out = tmp_path / "out.jsonl"
+    assert predict(folder, "--file", str(lines), "--column", "review", "--out", str(out)) == f"2 rows in {out}\n"
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    for text, line, answer, row in zip(texts, spoken, answers, written, strict=True):
+        assert line.startswith(answer["predicted"]) and line.endswith(text)
+        assert answer["text"] == row["review"] == text
+        assert answer["probability_a"] == row["probability_a"]
+        assert answer["probability_a"] + answer["probability_b"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["weights/trained.safetensors", "spec.yaml", "weights/tokenizer/config.json"])
+def test_a_run_that_was_changed_since_does_not_predict(copied: Path, name: str) -> None:
+    content = bytearray((copied / name).read_bytes())
+    content[-3] ^= 1
+    (copied / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} was changed after the run"):
+        predict(copied, "good")
+    (copied / name).unlink()
+    with pytest.raises(UserError, match=r"is not there|no run is called"):
+        predict(copied, "good")
+
+
+def test_what_cannot_predict_says_why(copied: Path, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"did you mean '{folder.name}'"):
+        predict(folder.with_name(folder.name[:-1]), "good")
+    (copied / "end.envelope.json").unlink()
+    with pytest.raises(UserError, match="did not finish"):
+        predict(copied, "good")
+    table = tmp_path / "in.csv"
+    table.write_text("review\ngood\n")
+    with pytest.raises(DataError, match="no column is called 'text'"):
+        predict(folder, "--file", str(table))
+    table.write_text("text,predicted\ngood,a\n")
+    with pytest.raises(DataError, match="a column is called 'predicted' already"):
+        predict(folder, "--file", str(table))
+    table.write_text("text,n\ngood,1\n,2\n")
+    with pytest.raises(DataError, match="1 of 2 rows have no text"):
+        predict(folder, "--file", str(table))
+    for words in ([], ["good", "--file", str(table)], ["good", "--out", "x.csv"]):
+        with pytest.raises(SpecError, match="give texts, or --file"):
+            predict(folder, *words)
+
+
+def test_other_pretrained_weights_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness import assembly
+
+    monkeypatch.setattr(assembly, "identify", lambda spec: {"id": "x", "revision": "", "sha256": "0" * 64})
+    with pytest.raises(UserError, match="are not those that the run was trained on"):
+        predict(folder, "good")
