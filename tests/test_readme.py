@@ -87,7 +87,7 @@ def test_every_search_space_is_in_the_table() -> None:
 def test_the_python_in_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = {"model": classifier(), "pretrained": classifier()}
-    (snippet,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    snippet, _ = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)  # the other: test_weights_elsewhere.py
     exec(snippet, names)  # noqa: S102 - the README's own
     inputs = random_batch([5, 3]).per_token
     assert deviation(names["pretrained"](**inputs).logits, names["model"](**inputs).logits) < 1e-12
