@@ -99,6 +99,12 @@ def save_html(figure: Any, path: Path) -> None:
         raise StorageError(f"cannot write {path}", why=str(error)) from error
 
 
+def as_part(figure: Any, *, library: bool) -> str:
+    """A plotly figure as part of a page, with plotly itself where it is the page's first."""
+    options = {"include_plotlyjs": library, "include_mathjax": False, "full_html": False}
+    return str(figure.to_html({"displaylogo": False}, **options))
+
+
 def save_png(figure: Figure, path: Path) -> None:
     """Write a matplotlib figure as an image, drawn by Agg; equal figures give equal bytes. Raises StorageError."""
     try:

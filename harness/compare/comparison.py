@@ -97,19 +97,22 @@ class Comparison:
         )
 
     def _costs(self) -> Table:
-        rows, cell = [], self._shape()
+        rows, cell = [], self.shape
         for system in self.systems:
             first, of = system.first, list(system.entries.values())
             sizes = [one.weights_mib for one in of if not math.isnan(one.weights_mib)]
             seconds, peak = (_mean(system, key) for key in ("time/train_s", "memory/peak_gib"))
             row = [system.name, f"{first.trainable:,}", f"{first.share:.2%}", f"{peak:.2f}", f"{seconds:.0f}"]
-            row += [f"{max(sizes):.1f}" if sizes else "", *(latency(system, merged, cell) for merged in (False, True))]
+            row += [f"{max(sizes):.1f}" if sizes else "", *(_latency(system, merged, cell) for merged in (False, True))]
             rows.append(row)
-        shape = f", batch {cell[0]}, {cell[1]} tokens" if cell else ""
-        columns = ["trainable", "of full", "peak GiB", "train s", "weights MiB", f"p50 / p95 ms{shape}", "merged"]
-        return Table("What it costs", ["", *columns], rows)
+        columns = ["trainable", "of full", "peak GiB", "train s", "weights MiB"]
+        if cell is None:
+            return Table("What it costs", ["", *columns], [row[:-2] for row in rows])
+        times = [f"p50 / p95 ms, batch {cell[0]}, {cell[1]} tokens", "merged"]
+        return Table("What it costs", ["", *columns, *times], rows)
 
-    def _shape(self) -> tuple[int, int] | None:
+    @property
+    def shape(self) -> tuple[int, int] | None:
         """The smallest batch and the greatest length at which latency was measured for most systems."""
         cells = [{(int(m["batch"]), int(m["length"])) for m in _measured(system)} for system in self.systems]
         known = [one for one in cells if one]
@@ -208,16 +211,20 @@ def _measured(system: System) -> list[re.Match[str]]:
     return [found for key in sorted(keys) if (found := _LATENCY.fullmatch(key))]
 
 
-def latency(system: System, merged: bool, cell: tuple[int, int] | None) -> str:
-    """Median over the runs of p50 and p95 at a batch size and length; "" where it was not measured."""
+def measured_latency(system: System, merged: bool, cell: tuple[int, int] | None) -> list[float]:
+    """Median over the runs of p50 and p95 in ms at a batch size and length; [] where it was not measured."""
     variants = {found["variant"] for found in _measured(system)}
     variant = "merged" if merged else "unmerged" if "unmerged" in variants else "model"
     times = []
     for key in ("p50_ms", "p95_ms"):
         name = f"latency/{variant}_b{cell[0]}_t{cell[1]}_{key}" if cell and variant in variants else ""
         values = [entry.scores[name] for entry in system.entries.values() if name in entry.scores]
-        times += [f"{statistics.median(values):.1f}"] if values else []
-    return " / ".join(times)
+        times += [statistics.median(values)] if values else []
+    return times
+
+
+def _latency(system: System, merged: bool, cell: tuple[int, int] | None) -> str:
+    return " / ".join(f"{value:.1f}" for value in measured_latency(system, merged, cell))
 
 
 def spread(values: list[float]) -> str:

@@ -11,7 +11,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from harness import storage
+from harness import figures, storage
+from harness.compare import drawing
 from harness.compare.comparison import Comparison
 from harness.compare.systems import Entry
 from harness.console import Terminal
@@ -107,18 +108,29 @@ th:first-child, td:first-child { text-align: left } th { color: #6b7885; font-we
 
 
 def write_page(comparisons: list[Comparison], notes: list[str], file: Path) -> None:
-    """The same as a page. Raises StorageError."""
-    parts = []
+    """The same as a page with pictures. Raises StorageError."""
+    parts: list[str] = []
     for one in comparisons:
         parts += [f'<p class="said">{escape(sentence)}</p>' for sentence in one.sentences()]
-        for table in one.tables():
-            lines = [_line("th", table.columns), *(_line("td", row) for row in table.rows)]
-            parts.append(f'<h2>{escape(table.title)}</h2><div class="wide"><table>{"".join(lines)}</table></div>')
+        parts += [_section(table.title, table.columns, table.rows) for table in one.tables()]
+        for figure in filter(None, (draw(one) for draw in drawing.PICTURES)):
+            library = not any("plotly.js" in part[:5000] for part in parts)
+            parts.append(figures.as_part(figure, library=library))
+        if rows := drawing.disagreements(one):
+            columns = ["", "text", "true label", *(system.name for system in one.systems if system.first.predictions)]
+            title = "Where they differ most: seeds that were right"
+            parts.append(_section(title, columns, rows))
     parts += [f'<p class="small">{escape(text)}</p>' for text in (LEGEND, *(f"NOTE {note}" for note in notes))]
-    title = " against ".join(dict.fromkeys(one.reference.name for one in comparisons))
-    head = f'<meta charset="utf-8"><title>Compared with {escape(title)}</title><style>{_STYLE}</style>'
-    page = f"<!doctype html><html lang=en><head>{head}</head><body><h1>Compared with {escape(title)}</h1>"
+    title = f"Compared with {', '.join(dict.fromkeys(one.reference.name for one in comparisons))}"
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    page = f"<!doctype html><html lang=en><head>{head}</head><body><h1>{escape(title)}</h1>"
     storage.write_text(file, f"{page}{''.join(parts)}</body></html>\n")
+
+
+def _section(title: str, columns: list[str], rows: list[list[str]]) -> str:
+    """A table under its title."""
+    lines = [_line("th", columns), *(_line("td", row) for row in rows)]
+    return f'<h2>{escape(title)}</h2><div class="wide"><table>{"".join(lines)}</table></div>'
 
 
 def _line(kind: str, cells: list[str]) -> str:

@@ -17,9 +17,11 @@ from harness import digests, keys, provenance, spec, tracking, yaml_source
 from harness.errors import HarnessError, SpecError, did_you_mean
 from harness.item_significance import Labels
 from harness.keys import Key
+from harness.significance import Floats
 
 OF_THE_RUN = ("name", "seeds", "output", "tracking", "provenance", "latency", "evaluation", "compression", "checkpoint")
 """Settings that do not change what is trained."""
+_COLUMNS = ("label", "predicted")
 _FILTER = re.compile(r"(=|!=|<|>|\b(LIKE|ILIKE|IN|IS)\b)", re.IGNORECASE)
 
 
@@ -32,6 +34,11 @@ class Predictions:
     predicted: Labels
     """[N]"""
     label_names: list[str]
+    confidence: Floats | None = None
+    """Probability of the predicted label, where it is known. [N]"""
+    ids: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    """What was judged, where it is known. [N]"""
 
 
 @dataclass(frozen=True)
@@ -288,11 +295,13 @@ def _predictions(file: Path) -> Predictions | None:
     with file.open(encoding="utf-8", newline="") as opened:
         table = csv.DictReader(opened)
         names = [key.removeprefix("probability_") for key in table.fieldnames or () if key.startswith("probability_")]
-        rows = [(row.get("label"), row.get("predicted")) for row in table]
-    if not names or any(one not in names for row in rows for one in row):
+        rows = list(table)
+    if not names or any(row[key] not in names for row in rows for key in _COLUMNS):
         return None
-    numbers = np.array([[names.index(str(one)) for one in row] for row in rows], dtype=np.int64).reshape(-1, 2)
-    return Predictions(numbers[:, 0], numbers[:, 1], names)
+    labels, predicted = (np.array([names.index(row[key]) for row in rows], dtype=np.int64) for key in _COLUMNS)
+    confidence = np.array([float(row["confidence"]) for row in rows])
+    texts = [" | ".join(filter(None, (row["text"], row.get("pair")))) for row in rows]
+    return Predictions(labels, predicted, names, confidence, [row["id"] for row in rows], texts)
 
 
 def label(resolved: dict[str, Any]) -> str:

@@ -29,8 +29,10 @@ def finished(
     if predicted is not None:
         with (folder / "test" / "predictions.csv").open("w", newline="") as file:
             table = csv.writer(file)
-            table.writerow(["id", "label", "predicted", *(f"probability_{label}" for label in LABELS)])
-            table.writerows([i, LABELS[i % 2], LABELS[one], 0.5, 0.5] for i, one in enumerate(predicted))
+            probabilities = [f"probability_{label}" for label in LABELS]
+            table.writerow(["id", "text", "label", "predicted", "correct", "confidence", *probabilities])
+            rows = [[i, f"text {i}", LABELS[i % 2], LABELS[one], one == i % 2] for i, one in enumerate(predicted)]
+            table.writerows([*row, 0.75, 0.25, 0.75] for row in rows)
     measured = {"test/f1_macro": f1, "test/accuracy": 0.9, "time/train_s": 10.0 + seed, "memory/peak_gib": 1.5 + seed}
     data = [{"split": "test", "sha256": f"sha256:{test * 64}", "rows": 7}]
     when = f"2026-01-01T00:00:{len(list(output.glob('runs/*'))):02d}+00:00"
