@@ -52,6 +52,8 @@ def predict(
     """
     if bool(texts) == bool(file) or (file is None and (out or column)):
         raise SpecError("give texts, or --file with --out and --column if you like")
+    if out and (as_json or out.suffix not in (".csv", ".jsonl")):
+        raise SpecError("the answer is written as .csv or .jsonl", where=f"--out {out}", fix="leave out --json")
     from harness import prediction, sources, threads
     from harness.console import Terminal
     from harness.storage import PROJECT
@@ -61,10 +63,10 @@ def predict(
         predictor = prediction.Predictor(run, PROJECT / output, Terminal())
         names = column or predictor.texts
         table = sources.read_file(file) if file else _typed(texts or [], names)
-        answers = prediction.rows_of(predictor.predict(prediction.examples_of(table, names)))
+        answers = prediction.rows_of(predictor.predict(prediction.examples_of(table, names, predictor)))
     if as_json:
-        print(json.dumps([{**record, **answer} for (_, record), answer in zip(table.cells, answers, strict=True)],
-                         indent=2, ensure_ascii=False))  # fmt: skip
+        rows = [{**record, **answer} for (_, record), answer in zip(table.cells, answers, strict=True)]
+        print(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
     elif file:
         text = prediction.write(table, answers, out)
         print(f"{len(answers)} rows in {out}" if out else text, end="\n" if out else "")

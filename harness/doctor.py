@@ -33,7 +33,7 @@ def examine(output: Path, uri: str | None = None) -> Iterator[Check]:
     for name, part in parts.items():
         try:
             yield from part()
-        except HarnessError as error:
+        except (HarnessError, OSError) as error:
             yield Check(name, False, str(error).replace("\n  ", "; "))
 
 
@@ -107,14 +107,13 @@ def _disk(output: Path) -> Iterator[Check]:
 
 
 def _tracking(output: Path, uri: str | None) -> Iterator[Check]:
+    if waiting := sorted(path.stem for path in (output / "spool").glob("*.jsonl")):
+        yield Check("spool", None, f"records of {len(waiting)} runs wait to be sent: harness sync")
     where, source = tracking.shown_uri(uri, output), "default"
     if uri or os.environ.get("MLFLOW_TRACKING_URI"):
         source = "--uri" if uri else "MLFLOW_TRACKING_URI"
     told, number = f"{where} ({source})", tracking.count_experiments(uri, output)
     yield Check("tracking", True, f"{told}: {'not made yet' if number is None else f'{number} experiments'}")
-    if waiting := sorted(path.stem for path in (output / "spool").glob("*.jsonl")):
-        yield Check("spool", None, f"records of {len(waiting)} runs wait to be sent: harness sync")
-
     if stale := liveness.stale(output, uri):
         yield Check("stale runs", None, f"RUNNING in MLflow, but gone: {', '.join(stale)}: harness runs reap")
 

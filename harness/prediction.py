@@ -24,13 +24,13 @@ from harness import (
 )
 from harness.console import Terminal
 from harness.data import Example
-from harness.errors import DataError, UserError, did_you_mean
+from harness.errors import DataError, SpecError, UserError, did_you_mean
 from harness.evaluate import Evaluator
 from harness.metric import Predictions
 from harness.sources import Table
 from harness.spec import Spec
 
-_READ = ("spec.yaml", "weights/trained.safetensors", "weights/tokenizer/config.json")
+_READ = ("spec.yaml", "data.json", "weights/trained.safetensors")
 
 
 class Predictor:
@@ -54,8 +54,8 @@ class Predictor:
         if known.get("sha256") and base.get("sha256") and known["sha256"] != base["sha256"]:
             what = f"the pretrained weights of '{self.spec.model.name}' are not those that the run was trained on"
             raise UserError(what, where=str(self.folder), fix="bring back the model, or its revision, that it names")
-        config = json.loads((self.folder / "weights" / "tokenizer" / "config.json").read_text(encoding="utf-8"))
-        self.labels = [config["id2label"][str(number)] for number in range(len(config["id2label"]))]
+        report = json.loads((self.folder / "data.json").read_text(encoding="utf-8"))
+        self.labels = list(report["splits"]["train"]["labels"])
         self._seed, self._terminal = int(end["seeds"][0]), terminal
 
     @property
@@ -109,10 +109,19 @@ def _statement(folder: Path) -> dict[str, Any]:
     return envelope.predicate
 
 
-def examples_of(table: Table, texts: list[str]) -> list[Example]:
-    """The rows of a file. Raises DataError, also where a column of the answer stands in it already."""
-    if taken := {"predicted", "confidence"} & set(table.columns):
-        raise DataError(f"a column is called '{min(taken)}' already", fix="rename it: the answer is written there")
+def examples_of(table: Table, texts: list[str], predictor: Predictor) -> list[Example]:
+    """The rows of a file.
+
+    Raises:
+        DataError: also where a column of the answer stands in it already.
+        SpecError: one text column where the run was trained on pairs, or the reverse.
+    """
+    if len(texts) != len(predictor.texts):
+        given, wanted = (f"{n} text column{'s' * (n != 1)}" for n in (len(texts), len(predictor.texts)))
+        raise SpecError(f"{given}, the run was trained on {wanted}", where="--column", fix=f"give {wanted}")
+    answer = ["predicted", "confidence", *(f"probability_{label}" for label in predictor.labels)]
+    if taken := [name for name in answer if name in table.columns]:
+        raise DataError(f"a column is called '{taken[0]}' already", fix="rename it: the answer is written there")
     return data.unlabelled(table, texts, "--column")
 
 
@@ -129,7 +138,7 @@ def write(table: Table, answers: list[dict[str, Any]], file: Path | None) -> str
     """The rows of a table with their answers: CSV, or JSON lines where the file is called so; returned if no file."""
     rows = [{**record, **answer} for (_, record), answer in zip(table.cells, answers, strict=True)]
     if file and file.suffix == ".jsonl":
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     else:
         made = io.StringIO(newline="")
         writer = csv.DictWriter(made, [*table.columns, *answers[0]], lineterminator="\n", extrasaction="ignore")

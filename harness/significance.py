@@ -156,7 +156,8 @@ def tie_groups(scores: dict[str, Sequence[float]], level: float = 0.05) -> list[
 
     Separated: the paired t test's p is at most `level` after Holm over ALL pairs of systems, since which one is best
     was learnt from the same scores. Not separated is not equal: see `smallest_detectable_difference`. Two of a group
-    that are both tied with its first may be separated from each other. scores: name -> [S].
+    that are both tied with its first may be separated from each other. Differences all alike separate nothing: they
+    say nothing of the spread. scores: name -> [S].
 
     Raises:
         ValueError: no systems, scores not paired, NaN or infinity.
@@ -164,13 +165,19 @@ def tie_groups(scores: dict[str, Sequence[float]], level: float = 0.05) -> list[
     check(bool(scores), "there are no systems to compare")
     left = sorted(scores, key=lambda name: -float(_sample(scores[name]).mean()))
     pairs = list(combinations(left, 2))
-    adjusted = holm([paired_t(scores[one], scores[other]) for one, other in pairs])
+    adjusted = holm([_separating(scores[one], scores[other]) for one, other in pairs])
     separated = {pair for pair, p in zip(pairs, adjusted, strict=True) if p <= share(level, "level")}
     groups = []
     while left:
         groups.append([name for name in left if (left[0], name) not in separated])
         left = [name for name in left if name not in groups[-1]]
     return groups
+
+
+def _separating(a: ArrayLike, b: ArrayLike) -> float:
+    """`paired_t`, but 1 for differences all alike."""
+    found = paired_t_interval(a, b)
+    return 1.0 if found.n > 1 and found.sd <= NOISE * abs(found.mean) else paired_t(a, b)
 
 
 def smallest_detectable_difference(sd: float, n: int, power: float = 0.8, level: float = 0.05) -> float:

@@ -242,25 +242,23 @@ def runs_named(client: MlflowClient, experiments: list[str], name: str) -> list[
 
 
 def search_filter(uri: str, folder: Path, filter_string: str) -> list[FoundRun]:
-    """At most a thousand runs that a filter selects, newest first. Raises SpecError, and what `connect` raises."""
+    """All runs that a filter selects. Raises SpecError, and what `connect` raises."""
     from mlflow.exceptions import MlflowException
 
-    client = connect(uri, folder)
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     try:
-        return [_found(run) for run in client.search_runs(experiments, filter_string, max_results=1000)]
+        return list(every_run(connect(uri, folder), filter_string))
     except MlflowException as error:
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise
         raise SpecError("MLflow cannot read the filter", where=filter_string, why=str(error).splitlines()[0]) from error
 
 
-def every_run(client: MlflowClient) -> Iterator[FoundRun]:
-    """All runs of a store that were not deleted, newest first within a page of a thousand."""
+def every_run(client: MlflowClient, filter_string: str = "") -> Iterator[FoundRun]:
+    """All runs of a store that were not deleted, or those a filter selects, newest first in a page of a thousand."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     token: str | None = None
     while experiments:
-        page = client.search_runs(experiments, max_results=1000, page_token=token)
+        page = client.search_runs(experiments, filter_string, max_results=1000, page_token=token)
         yield from map(_found, page)
         token = page.token
         if not token:

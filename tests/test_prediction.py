@@ -78,7 +78,7 @@ def test_texts_files_and_programs_are_answered_alike(folder: Path, tmp_path: Pat
         assert answer["probability_a"] + answer["probability_b"] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("name", ["weights/trained.safetensors", "spec.yaml", "weights/tokenizer/config.json"])
+@pytest.mark.parametrize("name", ["weights/trained.safetensors", "spec.yaml", "data.json"])
 def test_a_run_that_was_changed_since_does_not_predict(copied: Path, name: str) -> None:
     content = bytearray((copied / name).read_bytes())
     content[-3] ^= 1
@@ -106,6 +106,14 @@ def test_what_cannot_predict_says_why(copied: Path, folder: Path, tmp_path: Path
     table.write_text("text,n\ngood,1\n,2\n")
     with pytest.raises(DataError, match="1 of 2 rows have no text"):
         predict(folder, "--file", str(table))
+    table.write_text("text,probability_a\ngood,1\n")
+    with pytest.raises(DataError, match="a column is called 'probability_a' already"):
+        predict(folder, "--file", str(table))
+    with pytest.raises(SpecError, match="2 text columns, the run was trained on 1 text column"):
+        predict(folder, "--file", str(table), "--column", "text", "--column", "probability_a")
+    for words in (["--out", "x.json"], ["--out", "x.csv", "--json"]):
+        with pytest.raises(SpecError, match=r"written as \.csv or \.jsonl"):
+            predict(folder, "--file", str(table), *words)
     for words in ([], ["good", "--file", str(table)], ["good", "--out", "x.csv"]):
         with pytest.raises(SpecError, match="give texts, or --file"):
             predict(folder, *words)

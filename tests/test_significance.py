@@ -217,13 +217,14 @@ def test_holm_is_the_step_down_and_lies_between_raw_and_bonferroni() -> None:
 def test_groups_of_systems_that_are_not_separated() -> None:
     noise = np.array([0.01, -0.01, 0.02, -0.02, 0.0, 0.01])
     scores = {
-        "worst": (0.50 + noise).tolist(),
+        "worst": (0.50 + np.roll(noise, 1)).tolist(),
         "good": (0.80 + noise[::-1]).tolist(),
         "best": (0.81 + noise).tolist(),
     }
     assert tie_groups(scores) == [["best", "good"], ["worst"]]
     assert tie_groups({"alone": [0.3]}) == [["alone"]]
     assert tie_groups({"a": [0.3], "b": [0.9]}) == [["b", "a"]]
+    assert tie_groups({"a": [0.3, 0.4], "b": [0.5, 0.6]}) == [["b", "a"]], "every seed differs alike: no spread"
 
 
 def test_one_of_many_equal_systems_is_seldom_called_best() -> None:

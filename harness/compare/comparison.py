@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ class Comparison:
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        """The smallest batch and the greatest length at which latency was measured for most systems."""
+        """The smallest batch and the greatest length at which all systems with latencies were measured."""
         cells = [{(int(m["batch"]), int(m["length"])) for m in _measured(system)} for system in self.systems]
         known = [one for one in cells if one]
         common = set.intersection(*known) if known else set()
@@ -122,14 +122,13 @@ class Comparison:
     def sentences(self) -> list[str]:
         """What follows, and what does not."""
         told = [_sentence(pair, self.metric.partition("/")[2]) for pair in self.pairs]
-        labels = [system.label.split(" ")[1:] for system in self.systems]
-        if shared := [word for word in labels[0] if all(word in of for of in labels)]:
+        if shared := [word for word in self.systems[0].words if all(word in one.words for one in self.systems)]:
             told.append(f"All of them with {' '.join(shared)}.")
         if len(self.systems) > 2 and self.groups:
             groups = [" = ".join(group) for group in self.groups]
             told.append(
-                f"From best to worst, = is a tie: {'; '.join(groups)} (paired t over the seeds that all have, Holm "
-                "over all pairs). A tie is not equality: more seeds may tell them apart."
+                f"From best to worst, = is a tie: {'; '.join(groups)} (each against each: paired t over the seeds that "
+                "all have, Holm over all pairs). A tie is not equality: more seeds may tell them apart."
             )
         if all(len(system.entries) == 1 for system in self.systems):
             told.append(
@@ -158,11 +157,9 @@ def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: st
     made = []
     for split in dict.fromkeys(system.first.test for system in found.systems):
         here = [system for system in found.systems if system.first.test == split]
-        if without := [one.name for one in here if not _has(one, key)]:
-            known = [name.partition("/")[2] for name in here[0].first.scores if name.startswith("test/")]
-            raise SpecError(
-                f"{without[0]} has no score test/{metric}", where="--metric", fix=did_you_mean(metric, known)
-            )
+        here = _with_score(here, key, found.notes)
+        if not here:
+            continue
         reference = _reference(here, against)
         sign = -1 if registry.is_less_better(metric) else 1
         here.sort(key=lambda one: -sign * statistics.fmean(one.values(key)))
@@ -172,7 +169,13 @@ def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: st
                 verdicts.tie_groups(here, key, sign),
             )
         )  # fmt: skip
-    if against and all(against not in (one.reference.name, one.reference.label) for one in made):
+    if not made:
+        scores = {name for system in found.systems for name in system.first.scores if name.startswith("test/")}
+        known = [name.partition("/")[2] for name in scores]
+        raise SpecError(f"no run has the score {key}", where="--metric", fix=did_you_mean(metric, known))
+    if against and all(
+        against not in (one.reference.name, one.reference.label, one.reference.own_label) for one in made
+    ):
         names = [system.name for system in found.systems]
         raise SpecError(f"{against} is not among what is compared", where="--against", fix=did_you_mean(against, names))
     if len(made) > 1:
@@ -180,10 +183,21 @@ def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: st
     return made, found.notes
 
 
+def _with_score(systems: list[System], key: str, notes: list[str]) -> list[System]:
+    """The systems without the runs that do not have this score; a note names those."""
+    kept = []
+    for system in systems:
+        entries = {seed: entry for seed, entry in system.entries.items() if key in entry.scores}
+        if without := [entry.run for entry in system.entries.values() if key not in entry.scores]:
+            notes.append(f"left out, without the score {key}: {', '.join(without)}")
+        kept += [replace(system, entries=entries)] if entries else []
+    return kept
+
+
 def _reference(systems: list[System], against: str) -> System:
     """The named one, else full fine-tuning, else the first."""
-    named = {name: one for one in systems for name in (one.label, one.name)}
-    full = [one for one in systems if one.label.rpartition(": ")[2].split(" ")[0] == REFERENCE]
+    named = {name: one for one in systems for name in (one.own_label, one.label, one.name)}
+    full = [one for one in systems if one.experiment == REFERENCE]
     return named.get(against) or named.get(REFERENCE) or next(iter(full), systems[0])
 
 
@@ -198,6 +212,8 @@ def _sentence(pair: Pair, metric: str) -> str:
     told += f", 95 % [{low:+.4f}, {high:+.4f}] (n = {n} seeds)"
     if pair.verdict == "no spread":
         return f"{told}: cannot be judged. Every seed differs by the same amount: so few test items have no spread."
+    if pair.verdict == "tie" and pair.sd == 0:
+        return f"{told}: a tie. No seed differs from another, which so few test items can do by chance."
     if pair.verdict == "tie":
         return (
             f"{told}: a tie. Differences below {pair.detectable:.4f} would be missed more often than one time in five."
@@ -251,15 +267,17 @@ def _by_method(settings: dict[str, Any]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for key, value in settings.items():
         parts = key.split(".")
-        if parts[0] not in reading.OF_THE_RUN and key != "methods":
+        if reading.is_of_training(key) and key != "methods":
             head = ".".join(parts[:2]) if parts[0] == "methods" else key
             found.setdefault(head, _defaults(head) if parts[0] == "methods" else {})[key] = _told(value)
     return found
 
 
 def _defaults(head: str) -> dict[str, str]:
-    """Every setting of a method; what an older run does not name was so, too."""
-    fields = registry.settings_class("method", head.removeprefix("methods.")).model_fields
+    """Every setting of a method, what an older run does not name was so, too; {} of one that is not here."""
+    if (name := head.removeprefix("methods.")) not in registry.names("method"):
+        return {}
+    fields = registry.settings_class("method", name).model_fields
     return {f"{head}.{name}": _told(field.get_default(call_default_factory=True)) for name, field in fields.items()}
 
 

@@ -99,7 +99,8 @@ def matrices(comparison: Comparison) -> Any:
     known = [(one.name, shares) for one in comparison.systems if (shares := confusion(one)) is not None]
     if not known or len(known) > _MOST_MATRICES:
         return None
-    names, base = _predictions(comparison.systems[0])[0].label_names, dict(known).get(comparison.reference.name)
+    base = dict(known).get(comparison.reference.name)
+    names = next(of[0].label_names for one in comparison.systems if (of := _predictions(one)))
     rows = 2 if base is not None and len(known) > 1 else 1
     titles = [*(name for name, _ in known), *(f"{name} - {comparison.reference.name}" for name, _ in known)]
     titles = [escape(title) for title in titles[: rows * len(known)]]
@@ -211,15 +212,16 @@ PICTURES: tuple[Callable[[Comparison], Any], ...] = (
 """In the order of a page; each gives None where there is nothing to show."""
 
 
-def disagreements(comparison: Comparison, most: int = 12) -> list[list[str]]:
+def disagreements(comparison: Comparison, most: int = 12) -> tuple[list[str], list[list[str]]]:
     """Items on which most seeds of the systems differ: id, text, true label, and how often each system was right.
 
-    Sorted by the spread of the shares of seeds that are right, largest first; only where texts are known.
+    Columns and rows, the largest spread of the shares of seeds that are right first; only where texts are known.
     """
     known = [(one, _predictions(one)) for one in comparison.systems]
     known = [(one, of) for one, of in known if of and of[0].texts]
+    columns = ["", "text", "true label", *(one.name for one, _ in known)]
     if len(known) < 2:
-        return []
+        return columns, []
     right = np.array([np.mean([one.labels == one.predicted for one in of], axis=0) for _, of in known])  # [systems, N]
     first = known[0][1][0]
     spread = right.max(axis=0) - right.min(axis=0)
@@ -228,4 +230,4 @@ def disagreements(comparison: Comparison, most: int = 12) -> list[list[str]]:
     for item in chosen:
         shares = [f"{round(share * len(of))}/{len(of)}" for share, (_, of) in zip(right[:, item], known, strict=True)]
         rows.append([first.ids[item], first.texts[item], first.label_names[first.labels[item]], *shares])
-    return rows
+    return columns, rows

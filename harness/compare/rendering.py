@@ -19,8 +19,8 @@ from harness.console import Terminal
 from harness.markdown import markdown_table
 
 LEGEND = (
-    "n: seeds. ±: standard deviation over seeds (n - 1). p: paired t over seeds, adjusted for all pairs (Holm). "
-    "Seconds and memory belong to the machine and to what else ran on it."
+    "n: seeds. ±: standard deviation over seeds (n - 1). p: paired t over seeds, adjusted for all pairs with the "
+    "reference (Holm). Seconds and memory belong to the machine and to what else ran on it."
 )
 
 
@@ -116,10 +116,9 @@ def write_page(comparisons: list[Comparison], notes: list[str], file: Path) -> N
         for figure in filter(None, (draw(one) for draw in drawing.PICTURES)):
             library = not any("plotly.js" in part[:5000] for part in parts)
             parts.append(figures.as_part(figure, library=library))
-        if rows := drawing.disagreements(one):
-            columns = ["", "text", "true label", *(system.name for system in one.systems if system.first.predictions)]
-            title = "Where they differ most: seeds that were right"
-            parts.append(_section(title, columns, rows))
+        columns, rows = drawing.disagreements(one)
+        if rows:
+            parts.append(_section("Where they differ most: seeds that were right", columns, rows))
     parts += [f'<p class="small">{escape(text)}</p>' for text in (LEGEND, *(f"NOTE {note}" for note in notes))]
     title = f"Compared with {', '.join(dict.fromkeys(one.reference.name for one in comparisons))}"
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'

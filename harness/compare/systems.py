@@ -19,8 +19,9 @@ from harness.item_significance import Labels
 from harness.keys import Key
 from harness.significance import Floats
 
-OF_THE_RUN = ("name", "seeds", "output", "tracking", "provenance", "latency", "evaluation", "compression", "checkpoint")
-"""Settings that do not change what is trained."""
+_OF_THE_RUN = ("name", "seeds", "output", "tracking", "provenance", "latency", "compression", "checkpoint")
+_OF_THE_END = ("evaluation.final", "evaluation.baselines")
+_USED = ("spec.yaml", "parameters.json", "data.json", "test/predictions.csv")
 _COLUMNS = ("label", "predicted")
 _FILTER = re.compile(r"(=|!=|<|>|\b(LIKE|ILIKE|IN|IS)\b)", re.IGNORECASE)
 
@@ -57,7 +58,7 @@ class Entry:
     weights_mib: float
     """Size of what was trained, as it lies on the disk; nan: it is not here."""
     test: str
-    """Digest of the test split: scores on different ones are never compared."""
+    """Digest of the test split, and the labels in their order: scores on different ones are never compared."""
     test_rows: int
     finished: str
     """When, as the end statement says."""
@@ -68,12 +69,25 @@ class Entry:
 class System:
     """A method with its settings, trained with one seed or several."""
 
-    label: str
-    """The experiment, with every setting that its file does not have; what one types to name it again."""
+    experiment: str
+    words: tuple[str, ...]
+    """Every setting that the experiment's file does not have, as one types it; `~methods.awp`: a method left out."""
     entries: dict[int, Entry]
     """By seed."""
+    study: str = ""
+    """The study that it won; "": an experiment of its own."""
     name: str = ""
     """For people: as short as it is clear beside the others."""
+
+    @property
+    def label(self) -> str:
+        """The whole name."""
+        return f"{self.study}: {self.own_label}" if self.study else self.own_label
+
+    @property
+    def own_label(self) -> str:
+        """The same without its study: what one types to name an experiment's runs."""
+        return " ".join([self.experiment, *self.words])
 
     @property
     def first(self) -> Entry:
@@ -83,6 +97,25 @@ class System:
     def values(self, metric: str, seeds: Iterable[int] | None = None) -> list[float]:
         """A metric of the end statements, seed by seed. Raises KeyError where a run has none."""
         return [self.entries[seed].scores[metric] for seed in (self.entries if seeds is None else seeds)]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A finished run, and what it is a run of."""
+
+    experiment: str
+    words: tuple[str, ...]
+    entry: Entry
+    study: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, tuple[str, ...], str]:
+        """Runs with the same one differ in their seed only."""
+        return self.study, self.experiment, self.words, self.entry.test
+
+    @property
+    def label(self) -> str:
+        return " ".join([self.experiment, *self.words])
 
 
 @dataclass
@@ -107,41 +140,37 @@ def find(asked: Sequence[str], output: Path, uri: str | None = None) -> Found:
         SpecError: a name that nothing is called, or nothing finished.
         StorageError: the store cannot be read.
     """
-    reader, found = _Reader(output, keys.load_keyring()), Found()
-    pinned: list[tuple[str, Entry]] = []
+    reader = _Reader(output, keys.load_keyring())
+    chosen: dict[str, _Read] = {}
     for name in asked or [""]:
-        entries = list(_resolve(name, reader, output, uri, found))
-        pinned += [(one, entry) for one, entry in entries if all(entry.run != other.run for _, other in pinned)]
-    found.notes = [*dict.fromkeys([*found.notes, *reader.notes])]
-    found.systems = _group(pinned, found.notes)
-    return found
+        before = len(reader.notes)
+        if not (runs := list(_resolve(name, reader, uri))):
+            why = "; ".join(reader.notes[before:])
+            raise SpecError(f"no finished run of {name or 'any experiment'}", where=str(output), why=why)
+        chosen |= {run.entry.run: run for run in runs if run.entry.run not in chosen}
+    systems = _grouped(list(chosen.values()), reader.notes)
+    return Found(systems, [*dict.fromkeys(reader.notes)])
 
 
-def _resolve(name: str, reader: _Reader, output: Path, uri: str | None, found: Found) -> Iterator[tuple[str, Entry]]:
-    """The runs that one name stands for, each with the name of its system."""
-    folder, study = output / "runs" / name, output / "studies" / name
-    exp = name.split(" ")[0]
+def _resolve(name: str, reader: _Reader, uri: str | None) -> Iterator[_Read]:
+    """The runs that one name stands for."""
+    output, exp = reader.output, name.split(" ")[0]
+    study = output / "studies" / name
     if not name or exp in spec.names():
-        yield from _of_experiment(name, reader, output, found)
+        if name and (study / "test").is_dir():
+            reader.notes.append(
+                f"'{name}' is an experiment here, and a study, too: its runs are those of the experiment"
+            )
+        yield from _of_experiment(name, reader)
     elif (study / "test").is_dir():
         yield from _of_study(study, reader)
-    elif (folder / "replicates.json").is_file():
-        for child in json.loads((folder / "replicates.json").read_text(encoding="utf-8")):
-            yield from reader.finished(child)
-    elif folder.is_dir():
-        if not (one := list(reader.finished(name))):
-            raise SpecError(f"{name} did not finish, or cannot be read", where=str(folder), fix="\n".join(reader.notes))
-        yield from one
+    elif (output / "runs" / name).is_dir():
+        yield from reader.whole(name)
     elif _FILTER.search(name):
-        runs = tracking.find_runs(uri, output, name)
-        entries = [one for run in runs for one in reader.finished(run.name)]
-        if missing := [run.name for run in runs if not (output / "runs" / run.name).is_dir()]:
-            found.notes.append(f"not in {output / 'runs'}, left out: {', '.join(missing)}")
-        if not entries:
-            raise SpecError(f"no finished run fits the filter {name}", fix="try it in MLflow's search field")
-        yield from entries
-    elif re.fullmatch(r"[0-9a-f]{32}", name) and (run := tracking.find_run(uri, output, name)):
-        yield from reader.finished(run.name)
+        for run in tracking.find_runs(uri, output, name):
+            yield from reader.whole(run.name)
+    elif re.fullmatch(r"[0-9a-f]{32}", name) and (found := tracking.find_run(uri, output, name)):
+        yield from reader.whole(found.name)
     else:
         places = [*(output / "runs").glob("*"), *(output / "studies").glob("*")]
         known = [*spec.names(), *(path.name for path in places)]
@@ -149,73 +178,77 @@ def _resolve(name: str, reader: _Reader, output: Path, uri: str | None, found: F
         raise SpecError(what, where=str(output), fix=did_you_mean(name, known))
 
 
-def _of_experiment(name: str, reader: _Reader, output: Path, found: Found) -> Iterator[tuple[str, Entry]]:
+def _of_experiment(name: str, reader: _Reader) -> Iterator[_Read]:
     """All finished runs of an experiment as its file has it, or of the variant that is named; without a name, of all.
 
     Where there is no run of it as its file has it, all its variants.
     """
     exp = name.split(" ")[0]
-    begun = [path.parent for path in sorted((output / "runs").glob("*/start.envelope.json"))]
+    begun = [path.parent for path in sorted((reader.output / "runs").glob("*/start.envelope.json"))]
     names = [folder.name for folder in begun if not (folder / "trial.json").exists()]
-    of_experiment = [run for run in names if not exp or run.startswith(f"{exp[:40]}-")]
-    entries = [one for run in of_experiment for one in reader.finished(run)]
-    variants = [(label, entry) for label, entry in entries if not name or label.split(" ")[0] == exp]
-    exact = [(label, entry) for label, entry in variants if label == name]
-    others = ", ".join(sorted({f'"{label}"' for label, _ in variants if label != name}))
+    entries = [one for run in names if not exp or run.startswith(f"{exp[:40]}-") for one in reader.finished(run)]
+    variants = [one for one in entries if not name or one.experiment == exp]
+    exact = [one for one in variants if one.label == name]
+    others = ", ".join(sorted({f'"{one.label}"' for one in variants if one.label != name}))
     if exact and others:
-        found.notes.append(f"not asked for: {others}")
+        reader.notes.append(f"not asked for: {others}")
     chosen = exact or (variants if name == exp else [])
     if not chosen:
-        what = f"no finished run of {name or 'any experiment'} in {output / 'runs'}"
+        what = f"no finished run of {name or 'any experiment'} in {reader.output / 'runs'}"
         fix = f"accelerate launch launch.py exp={exp or 'full_finetune'} seeds=[0,1,2]"
         raise SpecError(what, why=f"there are {others}" if others else "", fix=fix)
     yield from chosen
 
 
-def _of_study(study: Path, reader: _Reader) -> Iterator[tuple[str, Entry]]:
-    """The confirmed runs of a study that met the test split, as their systems."""
-    latency = study / "latency" / "latency.json"
-    rows = json.loads(latency.read_text(encoding="utf-8")) if latency.exists() else []
+def _of_study(study: Path, reader: _Reader) -> Iterator[_Read]:
+    """The runs of a study's winners, which met the test split; those of earlier reports are left out."""
+    report = json.loads((study / "report.json").read_text(encoding="utf-8")) if (study / "report.json").exists() else {}
+    winners = [run for runs in report.get("winners", {}).values() for run in runs]
     for file in sorted((study / "test").glob("*.json")):
+        if winners and file.stem not in winners:
+            continue
         judged = json.loads(file.read_text(encoding="utf-8"))
         labels, predicted = (np.asarray(judged[key], dtype=np.int64) for key in ("labels", "predicted"))
         predictions = Predictions(labels, predicted, judged["label_names"])
-        scores = judged["scores"] | _latency(rows, reader.arm(file.stem))
-        for label, entry in reader.finished(file.stem, scores, predictions):
-            yield f"{study.name}: {label}", entry
+        for one in reader.finished(file.stem, judged["scores"] | _latency(study, file.stem), predictions):
+            yield replace(one, study=study.name)
 
 
-def _latency(rows: list[dict[str, Any]], arm: str) -> dict[str, float]:
-    """What a study measured of the winner of one arm, under the names that runs use."""
-    names = {arm: "unmerged", f"{arm} merged": "merged"}
+def _latency(study: Path, run: str) -> dict[str, float]:
+    """What a study measured of a winner's configuration, under the names that runs use; {} if it was of another one."""
+    measured, of = study / "latency" / "latency.json", study / "latency" / "of.json"
+    if not (measured.exists() and of.exists()):
+        return {}
+    arms = json.loads(of.read_text(encoding="utf-8"))
+    names = {name: kind for arm, runs in arms.items() if run in runs
+             for name, kind in ((arm, "unmerged"), (f"{arm} merged", "merged"))}  # fmt: skip
     return {
         f"latency/{names[row['variant']]}_b{row['batch_size']}_t{row['length']}_{key}": row[key]
-        for row in rows
+        for row in json.loads(measured.read_text(encoding="utf-8"))
         for key in ("p50_ms", "p95_ms")
         if row["variant"] in names
     }
 
 
-def _group(named: list[tuple[str, Entry]], notes: list[str]) -> list[System]:
-    """Runs by system; of several with one seed the latest counts."""
-    systems: dict[tuple[str, str], dict[int, Entry]] = {}
-    for name, entry in sorted(named, key=lambda one: one[1].finished):
-        of = systems.setdefault((name, entry.test), {})
+def _grouped(runs: list[_Read], notes: list[str]) -> list[System]:
+    """Runs by what they are runs of; of several with one seed the latest counts."""
+    systems: dict[tuple[str, str, tuple[str, ...], str], dict[int, Entry]] = {run.key: {} for run in runs}
+    for run in sorted(runs, key=lambda one: one.entry.finished):
+        of, entry = systems[run.key], run.entry
         if entry.seed in of:
-            notes.append(f"{name}, seed {entry.seed}: {entry.run} counts, {of[entry.seed].run} does not")
+            notes.append(f"{run.label}, seed {entry.seed}: {entry.run} counts, {of[entry.seed].run} does not")
         of[entry.seed] = entry
-    order = dict.fromkeys((name, entry.test) for name, entry in named)
-    return named_apart([System(key[0], dict(sorted(systems[key].items()))) for key in order])
+    made = ((key, dict(sorted(of.items()))) for key, of in systems.items())
+    return _named_apart([System(experiment, words, of, study) for (study, experiment, words, _), of in made])
 
 
-def named_apart(systems: list[System]) -> list[System]:
+def _named_apart(systems: list[System]) -> list[System]:
     """The same with names: the experiment, and of its settings only those that tell it from others of this name."""
-    words = [system.label.rpartition(": ")[2].split(" ") for system in systems]
     names = []
-    for own in words:
-        rivals = [other for other in words if other[0] == own[0]]
-        telling = [word for word in own[1:] if any(word not in rival for rival in rivals)]
-        names.append(" ".join([own[0], *map(_short, telling)]))
+    for one in systems:
+        rivals = [other for other in systems if other.experiment == one.experiment]
+        telling = [word for word in one.words if any(word not in rival.words for rival in rivals)]
+        names.append(" ".join([one.experiment, *map(_short, telling)]))
     return [
         replace(system, name=name if names.count(name) == 1 else system.label)
         for system, name in zip(systems, names, strict=True)
@@ -224,8 +257,8 @@ def named_apart(systems: list[System]) -> list[System]:
 
 def _short(word: str) -> str:
     """A setting with the last part of its key, and four digits of a number."""
-    key, _, value = word.rpartition("=")
-    return f"{key.rpartition('.')[2]}={told(value)}"
+    key, is_set, value = word.partition("=")
+    return f"{key.rpartition('.')[2]}={told(value)}" if is_set else word
 
 
 def told(value: Any) -> str:
@@ -237,40 +270,53 @@ def told(value: Any) -> str:
 
 
 class _Reader:
-    """Reads folders of runs, and notes what cannot be trusted."""
+    """Reads folders of runs, and notes what cannot be used."""
 
     def __init__(self, output: Path, keyring: list[Key]) -> None:
-        self._output, self._keyring = output, keyring
+        self.output, self._keyring = output, keyring
         self.notes: list[str] = []
 
-    def arm(self, run: str) -> str:
-        """The arm of a study that a run belongs to."""
-        file = self._output / "runs" / run / "trial.json"
-        return str(json.loads(file.read_text(encoding="utf-8"))["arm"]) if file.exists() else ""
+    def whole(self, run: str) -> Iterator[_Read]:
+        """A finished run, or those of a group of replicates."""
+        group = self.output / "runs" / run / "replicates.json"
+        names = json.loads(group.read_text(encoding="utf-8")) if group.is_file() else [run]
+        for name in names:
+            yield from self.finished(name)
 
     def finished(
         self, run: str, scores: dict[str, float] | None = None, predictions: Predictions | None = None
-    ) -> Iterator[tuple[str, Entry]]:
-        """A finished run and the name of its system; nothing but a note if it is unfinished or was edited.
+    ) -> Iterator[_Read]:
+        """A finished run; nothing but a note if it is not here, unfinished, unreadable, or was edited.
 
         `scores`, `predictions`: on the test split, where the run itself was not judged on it.
         """
-        folder = self._output / "runs" / run
+        try:
+            yield self._read(self.output / "runs" / run, scores or {}, predictions)
+        except _Unusable as error:
+            self.notes.append(f"left out, {error}: {run}")
+        except (HarnessError, OSError, ValueError, LookupError, TypeError, csv.Error) as error:
+            self.notes.append(f"left out, it cannot be read ({type(error).__name__}: {error}): {run}")
+
+    def _read(self, folder: Path, scores: dict[str, float], predictions: Predictions | None) -> _Read:
+        if not folder.is_dir():
+            raise _Unusable(f"it is not in {folder.parent}")
         if not (folder / "end.envelope.json").exists():
-            self.notes.append(f"left out, it did not finish: {run}")
-            return
+            raise _Unusable("it did not finish")
         envelope = provenance.open_envelope(folder / "end.envelope.json", self._keyring)
-        if envelope.predicate is None:
-            self.notes.append(f"left out, its end statement cannot be trusted ({envelope.check.detail}): {run}")
-            return
-        if not any(key.startswith("test/") for key in (scores or {}) | envelope.predicate["metrics"]):
-            return  # a trial: it never met the test split
-        used = [name for name in ("spec.yaml", "parameters.json", "test/predictions.csv") if name in envelope.subjects]
+        if (end := envelope.predicate) is None:
+            raise _Unusable(f"its end statement cannot be trusted ({envelope.check.detail})")
+        if not any(key.startswith("test/") for key in scores | end["metrics"]):
+            raise _Unusable("it was not judged on the test split")
+        used = [name for name in _USED if name in envelope.subjects]
         if odd := [name for name in used if digests.file_digest(folder / name) != envelope.subjects[name]]:
-            self.notes.append(f"left out, {' and '.join(odd)} changed after it ended: {run}")
-            return
+            raise _Unusable(f"{' and '.join(odd)} changed after it ended")
         resolved = yaml_source.load(folder / "spec.yaml")
-        yield label(resolved), _entry(folder, resolved, envelope.predicate, scores or {}, predictions)
+        entry = _entry(folder, resolved, end, scores, predictions)
+        return _Read(str(resolved["name"]), tuple(words(resolved)), entry)
+
+
+class _Unusable(Exception):
+    """A run that is left out, and why."""
 
 
 def _entry(
@@ -278,12 +324,14 @@ def _entry(
 ) -> Entry:
     parameters = json.loads((folder / "parameters.json").read_text(encoding="utf-8"))
     test = next(split for split in end["data"] if split["split"] == "test")
+    data = folder / "data.json"
+    labels = json.loads(data.read_text(encoding="utf-8"))["splits"]["train"]["labels"] if data.exists() else []
     weights = folder / "weights" / "trained.safetensors"
     size = weights.stat().st_size / 1024**2 if weights.exists() else float("nan")
     return Entry(
         folder.name, int(end["seeds"][0]), dict(spec.flatten(resolved)), {**end["metrics"], **scores},
         parameters["trainable"], parameters["share_of_full_fine_tuning"], size,
-        test["sha256"], test["rows"], end.get("finishedAt", ""),
+        " ".join([test["sha256"], *labels]), test["rows"], end.get("finishedAt", ""),
         judged or _predictions(folder / "test" / "predictions.csv"),
     )  # fmt: skip
 
@@ -292,6 +340,7 @@ def _predictions(file: Path) -> Predictions | None:
     """Those of a classifier; None: there are none, or they are of another kind."""
     if not file.exists():
         return None
+    csv.field_size_limit(2**31 - 1)
     with file.open(encoding="utf-8", newline="") as opened:
         table = csv.DictReader(opened)
         names = [key.removeprefix("probability_") for key in table.fieldnames or () if key.startswith("probability_")]
@@ -306,17 +355,33 @@ def _predictions(file: Path) -> Predictions | None:
 
 def label(resolved: dict[str, Any]) -> str:
     """The experiment's name, and what was set differently on its command line."""
-    name = str(resolved["name"])
-    if (shipped := _shipped(name)) is None:
-        return name
-    own = {key: value for key, value in spec.flatten(resolved) if key.split(".")[0] not in OF_THE_RUN}
-    return " ".join([name, *(f"{k}={v}" for k, v in own.items() if shipped.get(k, v if k in shipped else None) != v)])
+    return " ".join([str(resolved["name"]), *words(resolved)])
+
+
+def words(resolved: dict[str, Any]) -> list[str]:
+    """What a spec has that its experiment's file does not; where that is gone, what base.yaml does not have."""
+    shipped = _shipped(str(resolved["name"]))
+    own = {key: value for key, value in spec.flatten(resolved) if is_of_training(key)}
+    gone = {_head(key) for key in shipped if _head(key)} - {_head(key) for key in own}
+    changed = [f"{k}={v}" for k, v in own.items() if shipped.get(k, v if k in shipped else None) != v]
+    return [*(word for word in changed if word != "methods={}"), *(f"~{head}" for head in sorted(filter(None, gone)))]
+
+
+def is_of_training(key: str) -> bool:
+    """Whether a setting can change what is trained."""
+    return key.split(".")[0] not in _OF_THE_RUN and key not in _OF_THE_END
+
+
+def _head(key: str) -> str:
+    """`methods.lora` of a key below it; "" for other keys."""
+    parts = key.split(".")
+    return ".".join(parts[:2]) if parts[0] in ("methods", "metrics") and len(parts) > 1 else ""
 
 
 @functools.cache
-def _shipped(name: str) -> dict[str, Any] | None:
-    """An experiment as its file has it now; None: there is none."""
+def _shipped(name: str) -> dict[str, Any]:
+    """An experiment as its file has it now, or base.yaml alone where there is none that can be read."""
     try:
         return spec.load(name).flat()
     except HarnessError:
-        return None
+        return spec.defaults()

@@ -156,7 +156,8 @@ def as_values(facts: Facts) -> dict[str, Any]:
     named = {name: [dict(zip(columns, row, strict=True)) for row in rows] for name, (columns, rows) in tables.items()}
     found = facts.difference
     shown = {key: value for key, value in (found or {}).items() if not isinstance(value, float) or np.isfinite(value)}
-    return {"study": facts.plan.name, "verdict": verdict(facts), "difference": shown, **named}
+    winners = {arm: list(one.runs.values()) for arm, one in facts.winners.items()}
+    return {"study": facts.plan.name, "verdict": verdict(facts), "difference": shown, "winners": winners, **named}
 
 
 def as_metrics(facts: Facts) -> dict[str, float]:

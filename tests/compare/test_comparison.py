@@ -94,6 +94,10 @@ def test_the_reference_is_full_fine_tuning_unless_another_one_is_named(tmp_path:
         one(tmp_path, against="apw")
     with pytest.raises(SpecError, match="did you mean 'accuracy'"):
         one(tmp_path, metric="acuracy")
+    finished(tmp_path, "mixout", 0, 0.5, scores={"test/nll": 0.4})
+    (made,), notes = compare([], tmp_path, metric="nll")
+    assert [system.name for system in made.systems] == ["mixout"]
+    assert notes[0].startswith("left out, without the score test/nll: ")
 
 
 def test_less_of_a_loss_is_better(tmp_path: Path) -> None:

@@ -56,15 +56,15 @@ def test_pictures_without_anything_to_show_are_left_out(tmp_path: Path) -> None:
     (made,), _ = compare([], tmp_path)
     shown = [draw.__name__ for draw in drawing.PICTURES if draw(made) is not None]
     assert shown == ["score_against_parameters"]
-    assert drawing.disagreements(made) == []
+    assert drawing.disagreements(made)[1] == []
 
 
 def test_texts_on_which_the_systems_differ_most_come_first(comparison: Comparison) -> None:
     """How often each was right, of two seeds: lora 1 2 2 2, full fine-tuning 2 2 1 1."""
-    names = [system.name for system in comparison.systems]
-    rows = drawing.disagreements(comparison)
+    columns, rows = drawing.disagreements(comparison)
     assert [row[:3] for row in rows] == [["0", "text 0", "bad"], ["2", "text 2", "bad"], ["3", "text 3", "good"]]
-    assert dict(zip(names, rows[0][3:], strict=True)) == {"lora": "1/2", "full_finetune": "2/2"}
+    assert columns[:3] == ["", "text", "true label"]
+    assert dict(zip(columns[3:], rows[0][3:], strict=True)) == {"lora": "1/2", "full_finetune": "2/2"}
 
 
 def test_the_page_holds_plotly_once_and_needs_no_network(comparison: Comparison, tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from harness import spec
+from harness.compare import systems
 from harness.compare.systems import find
 from harness.errors import SpecError
 from harness.tracking import Tracking, start
@@ -76,31 +80,73 @@ def test_one_run_a_group_of_replicates_and_predictions(tmp_path: Path) -> None:
 
 
 def test_a_study_gives_the_winners_that_met_the_test_split(tmp_path: Path) -> None:
-    for arm, name in (("search", "lora"), ("baseline", "full_finetune")):
+    """Not those of an earlier report; and what was measured of a winner only."""
+    study, runs = tmp_path / "studies" / "mine", dict[str, list[str]]()
+    (study / "test").mkdir(parents=True)
+    (study / "latency").mkdir()
+    for arm, name, rank in (("earlier", "lora", 4), ("search", "lora", 16), ("baseline", "full_finetune", None)):
         for seed in (100, 101):
-            folder = finished(tmp_path, name, seed, 0.5, run=f"mine-{arm}-seed{seed}")
+            more: dict[str, Any] = {} if rank is None else {"methods__lora__rank": rank}
+            folder = finished(tmp_path, name, seed, 0.5, run=f"mine-{arm}-seed{seed}", **more)
             (folder / "trial.json").write_text(json.dumps({"study": "mine", "arm": arm}))
-            judged = {
-                "scores": {"test/f1_macro": 0.8},
-                "predicted": [1, 1],
-                "labels": [0, 1],
-                "label_names": ["a", "b"],
-            }
-            file = tmp_path / "studies" / "mine" / "test" / f"{folder.name}.json"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(judged))
+            judged = {"predicted": [1, 1], "labels": [0, 1], "label_names": ["a", "b"]}
+            file = study / "test" / f"{folder.name}.json"
+            file.write_text(json.dumps({**judged, "scores": {"test/f1_macro": 0.8}}))
+            runs.setdefault(arm, []).append(folder.name)
+    winners = {arm: names for arm, names in runs.items() if arm != "earlier"}
     row = {"variant": "search merged", "batch_size": 1, "length": 8, "p50_ms": 3.0, "p95_ms": 4.0}
-    (tmp_path / "studies" / "mine" / "latency").mkdir()
-    (tmp_path / "studies" / "mine" / "latency" / "latency.json").write_text(json.dumps([row]))
-    found = {system.name: system for system in find(["mine"], tmp_path).systems}
-    assert {name: list(one.entries) for name, one in found.items()} == {
-        "full_finetune": [100, 101], "lora": [100, 101],
-    }  # fmt: skip
-    assert found["lora"].values("test/f1_macro") == [0.8, 0.8]
-    assert found["lora"].first.scores["latency/merged_b1_t8_p50_ms"] == 3.0
-    assert "latency/merged_b1_t8_p50_ms" not in found["full_finetune"].first.scores
+    (study / "latency" / "latency.json").write_text(json.dumps([row]))
+    (study / "latency" / "of.json").write_text(json.dumps(winners))
+    assert len(names(tmp_path, "mine")) == 3, "a report that does not name its winners"
+    (study / "report.json").write_text(json.dumps({"winners": winners}))
+    found = {system.label: system for system in find(["mine"], tmp_path).systems}
+    assert list(found) == ["mine: full_finetune", "mine: lora methods.lora.rank=16"]
+    lora, full = found["mine: lora methods.lora.rank=16"], found["mine: full_finetune"]
+    assert (lora.name, full.name, list(lora.entries)) == ("lora", "full_finetune", [100, 101])
+    assert lora.values("test/f1_macro") == [0.8, 0.8]
+    assert lora.first.scores["latency/merged_b1_t8_p50_ms"] == 3.0
+    assert "latency/merged_b1_t8_p50_ms" not in full.first.scores
     with pytest.raises(SpecError, match="no finished run of any experiment"):
         find([], tmp_path)
+
+
+def test_what_was_left_out_or_judged_otherwise_is_another_system(tmp_path: Path) -> None:
+    """An ablation is not the method it is cut from."""
+    finished(tmp_path, "lora_mixout_awp", 0, 0.7)
+    finished(tmp_path, "lora_mixout_awp", 0, 0.6, without=["methods.awp"])
+    finished(tmp_path, "lora_mixout_awp", 0, 0.5, evaluation__every="20 steps")
+    labels = {system.label for system in find([], tmp_path).systems}
+    assert labels == {
+        "lora_mixout_awp", "lora_mixout_awp ~methods.awp", "lora_mixout_awp evaluation.every=20 steps",
+    }  # fmt: skip
+    assert set(names(tmp_path)) == {"lora_mixout_awp", "lora_mixout_awp ~methods.awp", "lora_mixout_awp every=20 steps"}
+
+
+def test_an_experiment_whose_file_is_gone_keeps_its_variants_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, epochs in ((0, 2), (1, 9)):
+        finished(tmp_path, "lora", seed, 0.7, train__epochs=epochs)
+    files = tmp_path / "experiments"
+    shutil.copytree(spec.EXPERIMENTS, files)
+    (files / "lora.yaml").unlink()
+    monkeypatch.setattr(spec, "EXPERIMENTS", files)
+    systems._shipped.cache_clear()
+    found = find([], tmp_path).systems
+    systems._shipped.cache_clear()
+    assert [(len(one.entries), one.name) for one in found] == [(1, "lora epochs=2"), (1, "lora epochs=9")]
+
+
+def test_one_odd_run_does_not_end_a_comparison(tmp_path: Path) -> None:
+    finished(tmp_path, "lora", 0, 0.7)
+    gone = finished(tmp_path, "lora", 1, 0.7, predicted=[0, 1])
+    (gone / "test" / "predictions.csv").unlink()
+    trained = finished(tmp_path, "lora", 2, 0.7, is_judged=False)
+    found = find(["lora"], tmp_path)
+    assert list(found.systems[0].entries) == [0]
+    assert len(found.notes) == 2 and f"was not judged on the test split: {trained.name}" in found.notes[1]
+    with pytest.raises(SpecError, match=f"{trained.name}\n  why: left out, it was not judged on the test split"):
+        find([trained.name], tmp_path)
 
 
 @QUIET
@@ -115,7 +161,7 @@ def test_filters_and_ids_of_mlflow(tmp_path: Path) -> None:
     assert names(tmp_path, str(ids[0])) == {"lora": [0]}
     with pytest.raises(SpecError, match="cannot read the filter"):
         find(["tags.team ="], tmp_path)
-    with pytest.raises(SpecError, match="no finished run fits"):
+    with pytest.raises(SpecError, match=r"no finished run of tags\.team = 'green'"):
         find(["tags.team = 'green'"], tmp_path)
 
 
