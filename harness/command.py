@@ -112,6 +112,7 @@ def _main(arguments: list[str]) -> int:
     return 0
 
 
+@spec.held()
 def _sweep(flags: list[str], words: list[str]) -> int:
     """Begin a study, or go on with it."""
     from harness.sweeps import mistakes

@@ -7,6 +7,7 @@ the result. All errors are reported at once, each with its place, and before any
 from __future__ import annotations
 
 import difflib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ from harness.tracking import Tracking
 from harness.units import Duration, Interval
 
 EXPERIMENTS = PROJECT / "experiments"
+_HELD = "HARNESS_EXPERIMENTS"
+"""Names the folder in their place, for the processes of a study."""
 
 
 class Model(Settings):
@@ -198,15 +201,22 @@ def load(name: str, overrides: list[str] | None = None) -> Spec:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Inside, experiments are read as they are now, whatever becomes of their files: a study takes hours."""
+    """Inside, experiments are read as they are now, whatever becomes of their files: a study takes hours.
+
+    Processes that are started inside read the same, whenever they begin.
+    """
     global EXPERIMENTS
-    before = EXPERIMENTS
+    before, given = EXPERIMENTS, os.environ.get(_HELD, "")
     with tempfile.TemporaryDirectory(prefix="harness-") as folder:
-        EXPERIMENTS = Path(shutil.copytree(before, Path(folder) / before.name))
+        is_given = bool(given) and Path(given).is_dir()
+        EXPERIMENTS = Path(given) if is_given else Path(shutil.copytree(before, Path(folder) / before.name))
+        os.environ[_HELD] = str(EXPERIMENTS)
         try:
             yield
         finally:
             EXPERIMENTS = before
+            os.environ.pop(_HELD)
+            os.environ.update({_HELD: given} if given else {})
 
 
 def reload(path: Path, changes: dict[str, str]) -> Spec:

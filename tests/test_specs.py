@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +158,21 @@ ANSWERS = [
     (["sweep=lora_rank", "exp=lora", "space.methods.lora.rank.choice=[0]", "train.epoch=2"], "2 errors:"),
     (["sweep=lora_rank", "exp=lora", "confirm.seeds=[42,43]"], "confirm.seeds=[42,43]: confirm.seeds: 42 is not"),
 ]
+
+
+def test_experiments_are_held_for_a_process_and_those_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = Path(shutil.copytree(spec.EXPERIMENTS, tmp_path / "experiments"))
+    monkeypatch.setattr(spec, "EXPERIMENTS", files)
+    with spec.held():
+        (files / "base.yaml").write_text((files / "base.yaml").read_text().replace("0.01", "0.5"))
+        assert spec.load("lora").train.weight_decay == 0.01
+        monkeypatch.setattr(spec, "EXPERIMENTS", files)  # as a process that is started now
+        with spec.held():
+            assert spec.load("lora").train.weight_decay == 0.01
+        assert spec.load("lora").train.weight_decay == 0.5
+    assert files == spec.EXPERIMENTS and "HARNESS_EXPERIMENTS" not in os.environ
 
 
 def test_who_starts_workers_does_not_import_first_what_they_import() -> None:

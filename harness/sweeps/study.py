@@ -137,8 +137,8 @@ class Study:
     # What all processes know
 
     @patient
-    def remember(self, key: str, value: str) -> None:
-        """Keep a fact about the study for all processes."""
+    def remember(self, key: str, value: str | None) -> None:
+        """Keep a fact about the study for all processes; None: it is not known any more."""
         with self.store.reaching():
             self._load("search").set_user_attr(key, value)
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import spec, storage, tracking
+from harness import storage, tracking
 from harness.console import Terminal
 from harness.errors import Interrupted, SpecError, UserError
 from harness.spec import Spec
@@ -51,11 +51,10 @@ def run(plan: Plan, arguments: list[str], *, is_worker: bool = False) -> None:
     if several and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         fix = "a trial on several GPUs: accelerate launch and workers=1; several trials: python launch.py and workers=N"
         raise SpecError("several workers of several processes each", where="workers", fix=fix)
-    with spec.held():
-        if several and not is_worker:
-            _supervise(plan, first, folder, arguments)
-        else:
-            _work(plan, first, folder, is_worker)
+    if several and not is_worker:
+        _supervise(plan, first, folder, arguments)
+    else:
+        _work(plan, first, folder, is_worker)
 
 
 def _work(plan: Plan, first: Spec, folder: Path, is_worker: bool) -> None:
@@ -191,6 +190,10 @@ def _start_tracker(plan: Plan, study: Study, output: Path) -> Tracker:
     tracker = tracking.start(
         first.tracking, output, plan.name, plan.name, tags=tags, note=plan.space.story, resume=is_known
     )
+    store = tracking.shown_uri(first.tracking.uri, output)
+    if study.recall("mlflow_store") != store or not study.recall("mlflow_run"):
+        study.remember("mlflow_run", None)  # of another store, or none: who helps waits for this one
+        study.remember("mlflow_store", store)
     about = definition(plan)["definition"]
     tracker.params({"sweep": plan.space.name, "exp": plan.exp, **_flat(about)})
     return tracker

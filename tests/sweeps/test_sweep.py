@@ -7,6 +7,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -364,6 +365,19 @@ def test_files_that_change_while_a_study_runs_do_not_change_it(
     assert study(tmp_path / "out", tiny, "~confirm", "~baseline") == 0
     assert decays == [0.01, 0.01]
     assert spec.load("lora").train.weight_decay == 0.5
+
+
+def test_a_study_that_moves_to_another_store_forgets_the_run_it_had_there(tmp_path: Path, tiny: list[str]) -> None:
+    """Its later trials would name a parent that the new store does not have."""
+    assert study(tmp_path, tiny, "~confirm", "~baseline", "trials=1") == 0
+    other = tmp_path / "other.db"
+    assert study(tmp_path, tiny, "~confirm", "~baseline", "trials=2", f"tracking.uri=sqlite:///{other}") == 0
+    with closing(sqlite3.connect(other)) as database:
+        runs = dict(database.execute("select name, run_uuid from runs"))
+        (parent,) = database.execute(
+            "select value from tags where key = 'mlflow.parentRunId' and run_uuid = ?", (runs["small-s001"],)
+        ).fetchone()
+    assert parent == runs["small"]
 
 
 def test_a_launch_that_lost_a_process_blames_no_trial(
