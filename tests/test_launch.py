@@ -109,7 +109,8 @@ def test_a_launcher_that_is_stopped_leaves_a_checkpoint_and_no_orphan(
     launcher: list[str], number: signal.Signals, tmp_path: Path
 ) -> None:
     """F11: SIGTERM to the launcher alone. F12: SIGINT to the whole group, as a terminal sends it."""
-    command = [*launcher, "launch.py", *ARGUMENTS, "train.max_steps=400", "train.epochs=400", f"output={tmp_path}"]
+    endless = ["train.max_steps=20000", "train.epochs=20000", "early_stopping.patience=null"]
+    command = [*launcher, "launch.py", *ARGUMENTS, *endless, f"output={tmp_path}"]
     log = tmp_path / "log"
     with (
         log.open("w") as out,
