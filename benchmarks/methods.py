@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from harness import spec
-from harness.compare import rendering, systems
+from harness.compare import rendering, runs, systems
 from harness.compare.comparison import compare
 from harness.errors import SpecError
 from harness.storage import PROJECT
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="key=value, given to every run")
     chosen = parser.parse_intermixed_args()
     folder = PROJECT / chosen.output
-    labels = {name: systems.label(spec.load(name, chosen.overrides).resolved()) for name in chosen.only}
+    labels = {name: runs.label(spec.load(name, chosen.overrides).resolved()) for name in chosen.only}
     for seed in chosen.seeds:  # seed by seed: the first full table is there after the first round
         for name, label in labels.items():
             if (label, seed) not in trained(folder):

@@ -70,7 +70,7 @@ ROOMS = {
         ["conclusion"],
         ["sweep"],
     ],
-    "compare": [["systems"], ["verdicts"], ["comparison"], ["drawing"], ["rendering"]],
+    "compare": [["runs"], ["systems"], ["verdicts"], ["comparison"], ["drawing"], ["rendering"]],
 }
 """The same within rooms of several floors."""
 DOORS = {

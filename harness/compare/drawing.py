@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from harness import figures, significance
 from harness.compare.comparison import Comparison, measured_latency
-from harness.compare.systems import Predictions, System
+from harness.compare.runs import Predictions
+from harness.compare.systems import System
 
 _MOST_MATRICES = 6
 _BINS = 10

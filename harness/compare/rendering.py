@@ -14,7 +14,7 @@ from typing import Any
 from harness import figures, storage
 from harness.compare import drawing
 from harness.compare.comparison import Comparison
-from harness.compare.systems import Entry
+from harness.compare.runs import Entry
 from harness.console import Terminal
 from harness.markdown import markdown_table
 

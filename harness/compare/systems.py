@@ -1,9 +1,7 @@
-"""What is compared: finished runs alike in all but the seed, as their signed end statements tell them."""
+"""What is compared: finished runs alike in all but the seed, found by the names that a person gives."""
 
 from __future__ import annotations
 
-import csv
-import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,56 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from harness import digests, keys, provenance, spec, tracking, yaml_source
-from harness.errors import HarnessError, SpecError, did_you_mean
-from harness.item_significance import Labels
-from harness.keys import Key
-from harness.significance import Floats
+from harness import keys, spec, tracking
+from harness.compare.runs import Entry, Predictions, Reader, Run
+from harness.errors import SpecError, did_you_mean
 
-_OF_THE_RUN = ("name", "seeds", "output", "tracking", "provenance", "latency", "compression", "checkpoint")
-_OF_THE_END = ("evaluation.final", "evaluation.baselines")
-_USED = ("spec.yaml", "parameters.json", "data.json", "test/predictions.csv")
-_COLUMNS = ("label", "predicted")
 _FILTER = re.compile(r"(=|!=|<|>|\b(LIKE|ILIKE|IN|IS)\b)", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a run said of each item of the test split."""
-
-    labels: Labels
-    """[N]"""
-    predicted: Labels
-    """[N]"""
-    label_names: list[str]
-    confidence: Floats | None = None
-    """Probability of the predicted label, where it is known. [N]"""
-    ids: list[str] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    """What was judged, where it is known. [N]"""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One finished run."""
-
-    run: str
-    seed: int
-    settings: dict[str, Any]
-    """Its spec, with dotted keys."""
-    scores: dict[str, float]
-    """Of the end statement."""
-    trainable: int
-    share: float
-    """Trainable parameters against those of full fine-tuning."""
-    weights_mib: float
-    """Size of what was trained, as it lies on the disk; nan: it is not here."""
-    test: str
-    """Digest of the test split, and the labels in their order: scores on different ones are never compared."""
-    test_rows: int
-    finished: str
-    """When, as the end statement says."""
-    predictions: Predictions | None = None
 
 
 @dataclass(frozen=True)
@@ -99,25 +52,6 @@ class System:
         return [self.entries[seed].scores[metric] for seed in (self.entries if seeds is None else seeds)]
 
 
-@dataclass(frozen=True)
-class _Read:
-    """A finished run, and what it is a run of."""
-
-    experiment: str
-    words: tuple[str, ...]
-    entry: Entry
-    study: str = ""
-
-    @property
-    def key(self) -> tuple[str, str, tuple[str, ...], str]:
-        """Runs with the same one differ in their seed only."""
-        return self.study, self.experiment, self.words, self.entry.test
-
-    @property
-    def label(self) -> str:
-        return " ".join([self.experiment, *self.words])
-
-
 @dataclass
 class Found:
     """What the names stood for, and what there is to say about it."""
@@ -140,8 +74,8 @@ def find(asked: Sequence[str], output: Path, uri: str | None = None) -> Found:
         SpecError: a name that nothing is called, or nothing finished.
         StorageError: the store cannot be read.
     """
-    reader = _Reader(output, keys.load_keyring())
-    chosen: dict[str, _Read] = {}
+    reader = Reader(output, keys.load_keyring())
+    chosen: dict[str, Run] = {}
     for name in asked or [""]:
         before = len(reader.notes)
         if not (runs := list(_resolve(name, reader, uri))):
@@ -152,7 +86,7 @@ def find(asked: Sequence[str], output: Path, uri: str | None = None) -> Found:
     return Found(systems, [*dict.fromkeys(reader.notes)])
 
 
-def _resolve(name: str, reader: _Reader, uri: str | None) -> Iterator[_Read]:
+def _resolve(name: str, reader: Reader, uri: str | None) -> Iterator[Run]:
     """The runs that one name stands for."""
     output, exp = reader.output, name.split(" ")[0]
     study = output / "studies" / name
@@ -178,7 +112,7 @@ def _resolve(name: str, reader: _Reader, uri: str | None) -> Iterator[_Read]:
         raise SpecError(what, where=str(output), fix=did_you_mean(name, known))
 
 
-def _of_experiment(name: str, reader: _Reader) -> Iterator[_Read]:
+def _of_experiment(name: str, reader: Reader) -> Iterator[Run]:
     """All finished runs of an experiment as its file has it, or of the variant that is named; without a name, of all.
 
     Where there is no run of it as its file has it, all its variants.
@@ -200,7 +134,7 @@ def _of_experiment(name: str, reader: _Reader) -> Iterator[_Read]:
     yield from chosen
 
 
-def _of_study(study: Path, reader: _Reader) -> Iterator[_Read]:
+def _of_study(study: Path, reader: Reader) -> Iterator[Run]:
     """The runs of a study's winners, which met the test split; those of earlier reports are left out."""
     report = json.loads((study / "report.json").read_text(encoding="utf-8")) if (study / "report.json").exists() else {}
     winners = [run for runs in report.get("winners", {}).values() for run in runs]
@@ -230,7 +164,7 @@ def _latency(study: Path, run: str) -> dict[str, float]:
     }
 
 
-def _grouped(runs: list[_Read], notes: list[str]) -> list[System]:
+def _grouped(runs: list[Run], notes: list[str]) -> list[System]:
     """Runs by what they are runs of; of several with one seed the latest counts."""
     systems: dict[tuple[str, str, tuple[str, ...], str], dict[int, Entry]] = {run.key: {} for run in runs}
     for run in sorted(runs, key=lambda one: one.entry.finished):
@@ -267,121 +201,3 @@ def told(value: Any) -> str:
         return f"{float(value):.4g}" if isinstance(value, float) or re.search(r"\d\.\d", str(value)) else str(value)
     except (TypeError, ValueError):
         return str(value)
-
-
-class _Reader:
-    """Reads folders of runs, and notes what cannot be used."""
-
-    def __init__(self, output: Path, keyring: list[Key]) -> None:
-        self.output, self._keyring = output, keyring
-        self.notes: list[str] = []
-
-    def whole(self, run: str) -> Iterator[_Read]:
-        """A finished run, or those of a group of replicates."""
-        group = self.output / "runs" / run / "replicates.json"
-        names = json.loads(group.read_text(encoding="utf-8")) if group.is_file() else [run]
-        for name in names:
-            yield from self.finished(name)
-
-    def finished(
-        self, run: str, scores: dict[str, float] | None = None, predictions: Predictions | None = None
-    ) -> Iterator[_Read]:
-        """A finished run; nothing but a note if it is not here, unfinished, unreadable, or was edited.
-
-        `scores`, `predictions`: on the test split, where the run itself was not judged on it.
-        """
-        try:
-            yield self._read(self.output / "runs" / run, scores or {}, predictions)
-        except _Unusable as error:
-            self.notes.append(f"left out, {error}: {run}")
-        except (HarnessError, OSError, ValueError, LookupError, TypeError, csv.Error) as error:
-            self.notes.append(f"left out, it cannot be read ({type(error).__name__}: {error}): {run}")
-
-    def _read(self, folder: Path, scores: dict[str, float], predictions: Predictions | None) -> _Read:
-        if not folder.is_dir():
-            raise _Unusable(f"it is not in {folder.parent}")
-        if not (folder / "end.envelope.json").exists():
-            raise _Unusable("it did not finish")
-        envelope = provenance.open_envelope(folder / "end.envelope.json", self._keyring)
-        if (end := envelope.predicate) is None:
-            raise _Unusable(f"its end statement cannot be trusted ({envelope.check.detail})")
-        if not any(key.startswith("test/") for key in scores | end["metrics"]):
-            raise _Unusable("it was not judged on the test split")
-        used = [name for name in _USED if name in envelope.subjects]
-        if odd := [name for name in used if digests.file_digest(folder / name) != envelope.subjects[name]]:
-            raise _Unusable(f"{' and '.join(odd)} changed after it ended")
-        resolved = yaml_source.load(folder / "spec.yaml")
-        entry = _entry(folder, resolved, end, scores, predictions)
-        return _Read(str(resolved["name"]), tuple(words(resolved)), entry)
-
-
-class _Unusable(Exception):
-    """A run that is left out, and why."""
-
-
-def _entry(
-    folder: Path, resolved: dict[str, Any], end: dict[str, Any], scores: dict[str, float], judged: Predictions | None
-) -> Entry:
-    parameters = json.loads((folder / "parameters.json").read_text(encoding="utf-8"))
-    test = next(split for split in end["data"] if split["split"] == "test")
-    data = folder / "data.json"
-    labels = json.loads(data.read_text(encoding="utf-8"))["splits"]["train"]["labels"] if data.exists() else []
-    weights = folder / "weights" / "trained.safetensors"
-    size = weights.stat().st_size / 1024**2 if weights.exists() else float("nan")
-    return Entry(
-        folder.name, int(end["seeds"][0]), dict(spec.flatten(resolved)), {**end["metrics"], **scores},
-        parameters["trainable"], parameters["share_of_full_fine_tuning"], size,
-        " ".join([test["sha256"], *labels]), test["rows"], end.get("finishedAt", ""),
-        judged or _predictions(folder / "test" / "predictions.csv"),
-    )  # fmt: skip
-
-
-def _predictions(file: Path) -> Predictions | None:
-    """Those of a classifier; None: there are none, or they are of another kind."""
-    if not file.exists():
-        return None
-    csv.field_size_limit(2**31 - 1)
-    with file.open(encoding="utf-8", newline="") as opened:
-        table = csv.DictReader(opened)
-        names = [key.removeprefix("probability_") for key in table.fieldnames or () if key.startswith("probability_")]
-        rows = list(table)
-    if not names or any(row[key] not in names for row in rows for key in _COLUMNS):
-        return None
-    labels, predicted = (np.array([names.index(row[key]) for row in rows], dtype=np.int64) for key in _COLUMNS)
-    confidence = np.array([float(row["confidence"]) for row in rows])
-    texts = [" | ".join(filter(None, (row["text"], row.get("pair")))) for row in rows]
-    return Predictions(labels, predicted, names, confidence, [row["id"] for row in rows], texts)
-
-
-def label(resolved: dict[str, Any]) -> str:
-    """The experiment's name, and what was set differently on its command line."""
-    return " ".join([str(resolved["name"]), *words(resolved)])
-
-
-def words(resolved: dict[str, Any]) -> list[str]:
-    """What a spec has that its experiment's file does not; where that is gone, what base.yaml does not have."""
-    shipped = _shipped(str(resolved["name"]))
-    own = {key: value for key, value in spec.flatten(resolved) if is_of_training(key)}
-    gone = {_head(key) for key in shipped if _head(key)} - {_head(key) for key in own}
-    changed = [f"{k}={v}" for k, v in own.items() if shipped.get(k, v if k in shipped else None) != v]
-    return [*(word for word in changed if word != "methods={}"), *(f"~{head}" for head in sorted(filter(None, gone)))]
-
-
-def is_of_training(key: str) -> bool:
-    """Whether a setting can change what is trained."""
-    return key.split(".")[0] not in _OF_THE_RUN and key not in _OF_THE_END
-
-
-def _head(key: str) -> str:
-    """`methods.lora` of a key below it; "" for other keys."""
-    parts = key.split(".")
-    return ".".join(parts[:2]) if parts[0] in ("methods", "metrics") and len(parts) > 1 else ""
-
-
-@functools.cache
-def _shipped(name: str) -> dict[str, Any]:
-    """An experiment as its file has it now, or base.yaml alone where there is none that can be read."""
-    try:
-        return spec.load(name).flat()
-    except HarnessError:
-        return spec.defaults()

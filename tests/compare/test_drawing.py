@@ -10,7 +10,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 from harness.compare import drawing, rendering
 from harness.compare.comparison import Comparison, compare
-from harness.compare.systems import Predictions
+from harness.compare.runs import Predictions
 from tests.compare.runs import finished
 
 

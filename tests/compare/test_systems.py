@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from harness import spec
-from harness.compare import systems
+from harness.compare import runs
 from harness.compare.systems import find
 from harness.errors import SpecError
 from harness.tracking import Tracking, start
@@ -131,9 +131,9 @@ def test_an_experiment_whose_file_is_gone_keeps_its_variants_apart(
     shutil.copytree(spec.EXPERIMENTS, files)
     (files / "lora.yaml").unlink()
     monkeypatch.setattr(spec, "EXPERIMENTS", files)
-    systems._shipped.cache_clear()
+    runs._shipped.cache_clear()
     found = find([], tmp_path).systems
-    systems._shipped.cache_clear()
+    runs._shipped.cache_clear()
     assert [(len(one.entries), one.name) for one in found] == [(1, "lora epochs=2"), (1, "lora epochs=9")]
 
 

@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from harness.compare.systems import Entry, Predictions, System
+from harness.compare.runs import Entry, Predictions
+from harness.compare.systems import System
 from harness.compare.verdicts import pairs, tie_groups
 
 F1 = "test/f1_macro"
