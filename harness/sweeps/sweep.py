@@ -171,6 +171,7 @@ def _leading(plan: Plan, study: Study, output: Path, terminal: Terminal) -> Iter
         tracker = _start_tracker(plan, study, output)
         status = "FAILED"
         try:
+            tracker.params({"sweep": plan.space.name, "exp": plan.exp, **_flat(definition(plan)["definition"])})
             yield tracker
             status = "FINISHED"
         except (KeyboardInterrupt, Interrupted):
@@ -187,16 +188,13 @@ def _start_tracker(plan: Plan, study: Study, output: Path) -> Tracker:
     first = trial_spec(plan, "search", plan.first("search"), [])
     tags = {"study": plan.name, "study_id": study.identity, "kind": "study", "folder": str(study.folder)}
     is_known = not study.is_new or study.recall("mlflow_run") is not None
-    tracker = tracking.start(
-        first.tracking, output, plan.name, plan.name, tags=tags, note=plan.space.story, resume=is_known
-    )
     store = tracking.shown_uri(first.tracking.uri, output)
     if study.recall("mlflow_store") != store or not study.recall("mlflow_run"):
         study.remember("mlflow_run", None)  # of another store, or none: who helps waits for this one
         study.remember("mlflow_store", store)
-    about = definition(plan)["definition"]
-    tracker.params({"sweep": plan.space.name, "exp": plan.exp, **_flat(about)})
-    return tracker
+    return tracking.start(
+        first.tracking, output, plan.name, plan.name, tags=tags, note=plan.space.story, resume=is_known
+    )
 
 
 def _flat(about: dict[str, object], prefix: str = "study") -> dict[str, object]:

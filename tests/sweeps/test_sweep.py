@@ -16,7 +16,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from harness import processes, spec
+from harness import processes, spec, tracking
 from harness.command import main
 from harness.errors import Interrupted, LostProcess, MemoryExhausted, RunInUse, TrainingError
 from harness.run import run_in
@@ -164,8 +164,22 @@ def test_who_helped_makes_the_report_if_the_one_that_led_is_gone(
 def test_a_study_killed_before_its_run_was_remembered_has_one_run(
     tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    remember = Study.remember
+
+    def killed_at(moment: str) -> Callable[..., None]:
+        def act(self: Study, key: str, value: str | None) -> None:
+            if key == moment and value:
+                raise KeyboardInterrupt
+            remember(self, key, value)
+
+        return act
+
     with monkeypatch.context() as killed:
-        killed.setattr(Study, "remember", raising(KeyboardInterrupt()))
+        killed.setattr(Study, "remember", killed_at("mlflow_store"))
+        killed.setattr(tracking, "start", Mock(side_effect=AssertionError("a run that nobody would end")))
+        assert study(tmp_path, tiny) == 130
+    with monkeypatch.context() as killed:
+        killed.setattr(Study, "remember", killed_at("mlflow_run"))
         assert study(tmp_path, tiny) == 130
     assert mlflow_runs(tmp_path)["small"]["status"] == "KILLED"
     assert study(tmp_path, tiny, "trials=1") == 0
@@ -203,13 +217,6 @@ def test_a_process_that_waits_for_other_workers_looks_again_with_the_rest_of_its
     study: Any = Others()
     worker.Worker(cast(Any, None), session, study, None, cast(Any, Mock())).work(("search",))
     assert told == [(None, False), (None, False), (None, True)]
-
-
-def raising(error: BaseException) -> Callable[..., None]:
-    def act(*_: Any) -> None:
-        raise error
-
-    return act
 
 
 Fault = Callable[[str, int], BaseException | None]
