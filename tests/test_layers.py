@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from setuptools.config.pyprojecttoml import read_configuration
 
 ROOT = Path(__file__).parent.parent / "harness"
 LAYERS = [
@@ -42,7 +43,7 @@ LAYERS = [
         "yaml_source",
         "latency",
     ],
-    ["chain", "hub", "processes", "spool", "tracking_mlflow", "metrics", "methods"],
+    ["pairs", "chain", "hub", "processes", "spool", "tracking_mlflow", "metrics", "methods"],
     ["sources", "tracking_writer"],
     ["data", "tracking_queue", "tracking_sync"],
     ["tracking_worker"],
@@ -171,3 +172,8 @@ def test_nothing_heavy_is_imported_before_it_is_needed(name: str) -> None:
 
 def test_no_room_without_a_name() -> None:
     assert not {"utils", "helpers", "common"} & {path.stem for path in FILES}
+
+
+def test_an_installation_has_all_rooms() -> None:
+    found = read_configuration(ROOT.parent / "pyproject.toml")["tool"]["setuptools"]["packages"]
+    assert set(found) == {".".join(path.parent.relative_to(ROOT.parent).parts) for path in ROOT.rglob("*.py")}

@@ -14,8 +14,8 @@ from harness import registry, significance
 from harness.compare import runs, verdicts
 from harness.compare import systems as reading
 from harness.compare.systems import System
-from harness.compare.verdicts import Pair
 from harness.errors import SpecError, did_you_mean
+from harness.pairs import Pair
 
 REFERENCE = "full_finetune"
 _ALSO = ("test/accuracy", "test/nll", "test/ece")
@@ -121,7 +121,7 @@ class Comparison:
 
     def sentences(self) -> list[str]:
         """What follows, and what does not."""
-        told = [_sentence(pair, self.metric.partition("/")[2]) for pair in self.pairs]
+        told = [pair.sentence(self.metric.partition("/")[2]) for pair in self.pairs]
         if shared := [word for word in self.systems[0].words if all(word in one.words for one in self.systems)]:
             told.append(f"All of them with {' '.join(shared)}.")
         if len(self.systems) > 2 and self.groups:
@@ -165,7 +165,7 @@ def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: st
         here.sort(key=lambda one: -sign * statistics.fmean(one.values(key)))
         made.append(
             Comparison(
-                here, reference, key, sign, verdicts.pairs(here, reference, key, sign),
+                here, reference, key, sign, verdicts.against(here, reference, key, sign),
                 verdicts.tie_groups(here, key, sign),
             )
         )  # fmt: skip
@@ -199,26 +199,6 @@ def _reference(systems: list[System], against: str) -> System:
     named = {name: one for one in systems for name in (one.own_label, one.label, one.name)}
     full = [one for one in systems if one.experiment == REFERENCE]
     return named.get(against) or named.get(REFERENCE) or next(iter(full), systems[0])
-
-
-def _sentence(pair: Pair, metric: str) -> str:
-    """One pair, in words."""
-    n, told = len(pair.seeds), f"{pair.system} - {pair.reference}: {pair.mean:+.4f} {metric}"
-    if pair.verdict == "no common seed":
-        return f"{told}, of different seeds: cannot be judged. Train both with the same seeds."
-    if pair.verdict == "one seed":
-        return f"{told}, one seed in common: nothing can be concluded about the method."
-    low, high = pair.interval
-    told += f", 95 % [{low:+.4f}, {high:+.4f}] (n = {n} seeds)"
-    if pair.verdict == "no spread":
-        return f"{told}: cannot be judged. Every seed differs by the same amount: so few test items have no spread."
-    if pair.verdict == "tie" and pair.sd == 0:
-        return f"{told}: a tie. No seed differs from another, which so few test items can do by chance."
-    if pair.verdict == "tie":
-        return (
-            f"{told}: a tie. Differences below {pair.detectable:.4f} would be missed more often than one time in five."
-        )
-    return f"{told}: {pair.system} is {pair.verdict}."
 
 
 def _measured(system: System) -> list[re.Match[str]]:

@@ -7,6 +7,7 @@ import io
 import json
 import shlex
 import statistics
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -154,8 +155,8 @@ def as_values(facts: Facts) -> dict[str, Any]:
     """The same for programs."""
     tables = {"search": search_table(facts), "confirmed": confirmation_table(facts), "test": test_table(facts)}
     named = {name: [dict(zip(columns, row, strict=True)) for row in rows] for name, (columns, rows) in tables.items()}
-    found = facts.difference
-    shown = {key: value for key, value in (found or {}).items() if not isinstance(value, float) or np.isfinite(value)}
+    found = asdict(facts.difference) if facts.difference else {}
+    shown = {key: value for key, value in found.items() if not isinstance(value, float) or np.isfinite(value)}
     winners = {arm: list(one.runs.values()) for arm, one in facts.winners.items()}
     return {"study": facts.plan.name, "verdict": verdict(facts), "difference": shown, "winners": winners, **named}
 
@@ -179,7 +180,8 @@ def as_metrics(facts: Facts) -> dict[str, float]:
             own |= {f"test/{facts.metric}_sd": statistics.stdev(scores)} if len(scores) > 1 else {}
         found |= own if arm == "search" else {f"baseline/{key.replace('/', '_')}": value for key, value in own.items()}
     if (told := facts.difference) is not None:
-        found |= {f"test/difference_{key}": told[key] for key in ("mean", "t_low", "t_high") if np.isfinite(told[key])}
+        ends = {"mean": told.mean, "low": told.interval[0], "high": told.interval[1]}
+        found |= {f"test/difference_{key}": value for key, value in ends.items() if np.isfinite(value)}
     return found
 
 

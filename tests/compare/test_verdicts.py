@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score
 
 from harness.compare.runs import Entry, Predictions
 from harness.compare.systems import System
-from harness.compare.verdicts import pairs, tie_groups
+from harness.compare.verdicts import against, tie_groups
 
 F1 = "test/f1_macro"
 
@@ -31,7 +31,7 @@ def system(name: str, scores: ArrayLike, predicted: Sequence[Sequence[int]] | No
 def test_the_tests_are_those_of_scipy_and_adjusted_for_all_pairs() -> None:
     base, good, odd = [0.70, 0.72, 0.71, 0.69, 0.73], [0.80, 0.81, 0.82, 0.79, 0.83], [0.71, 0.70, 0.74, 0.69, 0.72]
     reference = system("base", base)
-    found = {one.system: one for one in pairs([system("good", good), reference, system("odd", odd)], reference, F1)}
+    found = {one.system: one for one in against([system("good", good), reference, system("odd", odd)], reference, F1)}
     raw = {name: stats.ttest_rel(scores, base) for name, scores in (("good", good), ("odd", odd))}
     for name, scores in (("good", good), ("odd", odd)):
         assert found[name].t == pytest.approx(raw[name].pvalue)
@@ -42,7 +42,7 @@ def test_the_tests_are_those_of_scipy_and_adjusted_for_all_pairs() -> None:
     assert found["odd"].holm == pytest.approx(raw["odd"].pvalue)
     assert (found["good"].verdict, found["odd"].verdict) == ("better", "tie")
     assert found["good"].sign_flip == found["good"].smallest_sign_flip == 0.0625
-    (lower,) = pairs([system("good", good), reference], reference, F1, sign=-1)
+    (lower,) = against([system("good", good), reference], reference, F1, sign=-1)
     assert lower.verdict == "worse"
 
 
@@ -52,19 +52,19 @@ def test_under_the_null_the_share_of_verdicts_is_at_most_the_level() -> None:
     mistakes = 0
     for _ in range(worlds):
         all_four = [system(str(i), generator.normal(0.7, 0.02, size=5)) for i in range(4)]
-        mistakes += any(pair.verdict in ("better", "worse") for pair in pairs(all_four, all_four[0], F1))
+        mistakes += any(pair.verdict in ("better", "worse") for pair in against(all_four, all_four[0], F1))
     assert mistakes / worlds <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / worlds)
 
 
 def test_a_planted_difference_is_found_and_one_of_the_detectable_size_four_times_in_five() -> None:
     generator, worlds, sd = np.random.default_rng(1), 600, 0.02
     base = [system("a", generator.normal(0.7, sd, size=8)) for _ in range(worlds)]
-    (first,) = pairs([base[0], system("b", generator.normal(0.8, sd, size=8))], base[0], F1)
+    (first,) = against([base[0], system("b", generator.normal(0.8, sd, size=8))], base[0], F1)
     assert first.verdict == "better"
     size = 1.2 * sd * math.sqrt(2)  # found by 8 pairs about four times in five (Cohen's tables: 0.80 at d = 1.16)
     hits = 0
     for one in base:
-        (pair,) = pairs([one, system("b", generator.normal(0.7 + size, sd, size=8))], one, F1)
+        (pair,) = against([one, system("b", generator.normal(0.7 + size, sd, size=8))], one, F1)
         hits += pair.verdict == "better"
     assert 0.74 <= hits / worlds <= 0.90
 
@@ -75,33 +75,33 @@ def test_items_can_withhold_a_verdict_that_seeds_alone_would_give() -> None:
     a, b = [[0, 1, 0, 0]] * 5, [right] * 4 + [[0, 1, 1, 1]]
     scores = [[f1_score(right, one, average="macro") for one in side] for side in (a, b)]
     reference = system("a", scores[0], a)
-    (pair,) = pairs([reference, system("b", scores[1], b)], reference, F1)
+    (pair,) = against([reference, system("b", scores[1], b)], reference, F1)
     assert pair.low > 0 and pair.holm < 0.05
     assert pair.nested[0] <= 0 and pair.verdict == "tie"
     assert pair.interval == (min(pair.low, pair.nested[0]), max(pair.high, pair.nested[1]))
     assert len(pair.mcnemar) == 5 and min(pair.mcnemar) == 1.0
     blind = system("a", scores[0])
-    (without,) = pairs([blind, system("b", scores[1])], blind, F1)
+    (without,) = against([blind, system("b", scores[1])], blind, F1)
     assert without.verdict == "better" and math.isnan(without.nested[0]) and without.mcnemar == []
 
 
 def test_one_seed_other_seeds_and_no_spread_are_no_verdicts() -> None:
     reference = system("a", [0.5], [[0, 1, 1, 1]])
-    (one,) = pairs([reference, system("b", [0.9], [[0, 1, 0, 1]])], reference, F1)
+    (one,) = against([reference, system("b", [0.9], [[0, 1, 0, 1]])], reference, F1)
     assert (one.verdict, one.t, one.holm) == ("one seed", 1.0, 1.0)
     assert one.items[0] <= one.mean <= one.items[1]
     late = System("late", (), {9: reference.entries[0]}, name="late")
-    (apart,) = pairs([reference, late], reference, F1)
+    (apart,) = against([reference, late], reference, F1)
     assert (apart.verdict, apart.seeds) == ("no common seed", [])
     flat = system("flat", [0.5, 0.6])
-    (same,) = pairs([flat, system("c", [0.6, 0.7])], flat, F1)
+    (same,) = against([flat, system("c", [0.6, 0.7])], flat, F1)
     assert same.verdict == "no spread"
 
 
 def test_predictions_of_other_items_are_refused() -> None:
     reference = system("a", [0.5], [[0, 1, 1, 1]])
     with pytest.raises(ValueError, match="not of the same items"):
-        pairs([reference, system("b", [0.9], [[0, 1]])], reference, F1)
+        against([reference, system("b", [0.9], [[0, 1]])], reference, F1)
 
 
 def test_groups_of_ties_stand_in_order() -> None:

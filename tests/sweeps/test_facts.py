@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness.sweeps import space
-from harness.sweeps.facts import Facts, OnTest, verdict
+from harness.sweeps.facts import Facts, OnTest, doubt, verdict
 from harness.sweeps.mistakes import check
 from harness.sweeps.trials import Arm, Confirmed, TrialRecord
 
@@ -45,17 +45,17 @@ LOW, HIGH = [0.50, 0.51, 0.52, 0.50, 0.51], [0.60, 0.62, 0.61, 0.60, 0.62]
     ("ours", "theirs", "direction", "better"),
     [
         (HIGH, LOW, "maximize", "lora is better."),
-        (LOW, HIGH, "maximize", "full_finetune is better."),
+        (LOW, HIGH, "maximize", "lora is worse."),
         (LOW, HIGH, "minimize", "lora is better."),
-        (HIGH, LOW, "minimize", "full_finetune is better."),
+        (HIGH, LOW, "minimize", "lora is worse."),
     ],
 )
 def test_who_is_better_depends_on_the_direction(
     ours: list[float], theirs: list[float], direction: str, better: str
 ) -> None:
-    told = verdict(facts(ours=ours, theirs=theirs, direction=direction, metric="nll"))
-    assert told.endswith(better)
-    assert "paired t, items not resampled" in told
+    found = facts(ours=ours, theirs=theirs, direction=direction, metric="nll")
+    assert verdict(found).endswith(better)
+    assert "paired t, items not resampled" in doubt(found)
 
 
 def test_what_noise_explains_is_a_tie_with_the_size_that_would_be_seen() -> None:
