@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli_compare import compare
+from harness.cli_compare import compare, report
 from harness.cli_predict import predict
 from harness.cli_signatures import keygen, keys_app, print_check, verify
 from harness.errors import HarnessError
@@ -142,6 +142,7 @@ def selftest(
 
 
 app.command()(compare)
+app.command()(report)
 app.command()(predict)
 
 

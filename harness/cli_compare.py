@@ -19,18 +19,25 @@ def _names(incomplete: str) -> list[str]:
     return [*(name for name in spec.names() if name.startswith(incomplete)), *sorted(places)]
 
 
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="experiments, runs, studies, MLflow filters; default: all experiments that have runs",
+        autocompletion=_names,
+    ),
+]
+Against = Annotated[str, typer.Option(help="the reference; default: full_finetune, else the first name")]
+Metric = Annotated[str, typer.Option(help="the score on the test split that decides")]
+Output = Annotated[Path, typer.Option(help="the folder of runs, relative to the project")]
+Uri = Annotated[str | None, typer.Option(help="MLflow's store; default: the one that is set")]
+
+
 def compare(
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="experiments, runs, studies, MLflow filters; default: all experiments that have runs",
-            autocompletion=_names,
-        ),
-    ] = None,
-    against: Annotated[str, typer.Option(help="the reference; default: full_finetune, else the first name")] = "",
-    metric: Annotated[str, typer.Option(help="the score on the test split that decides")] = "f1_macro",
-    output: Annotated[Path, typer.Option(help="the folder of runs, relative to the project")] = Path("mlruns"),
-    uri: Annotated[str | None, typer.Option(help="MLflow's store, for filters; default: the one that is set")] = None,
+    names: Names = None,
+    against: Against = "",
+    metric: Metric = "f1_macro",
+    output: Output = Path("mlruns"),
+    uri: Uri = None,
     as_md: Annotated[bool, typer.Option("--md", help="Markdown")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="one line per run, for programs")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="everything, for programs")] = False,
@@ -60,3 +67,29 @@ def compare(
         rendering.show(comparisons, notes)
     if html:
         typer.echo(f"page    {html.absolute()}", err=True)
+
+
+def report(
+    names: Names = None,
+    against: Against = "",
+    metric: Metric = "f1_macro",
+    output: Output = Path("mlruns"),
+    uri: Uri = None,
+) -> None:
+    """The same as a page with pictures and short texts, offline, and as Markdown; both are also kept in MLflow.
+
+    harness report full_finetune lora bottleneck_adapter
+    harness report lora_rank-lora
+    """
+    from harness.compare.comparison import compare as made_of
+    from harness.compare.publishing import publish
+    from harness.storage import PROJECT
+
+    comparisons, notes = made_of(names or [], PROJECT / output, against=against, metric=metric, uri=uri)
+    folder, problem = publish(names or [], comparisons, notes, PROJECT / output, uri)
+    for one in comparisons:
+        for sentence in one.sentences():
+            typer.echo(sentence)
+    typer.echo(f"page    {folder / 'report.html'}")
+    typer.echo(f"text    {folder / 'report.md'}")
+    typer.echo(f"NOTE    {problem}" if problem else f"MLflow  experiment reports, run {folder.name}")

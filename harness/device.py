@@ -13,6 +13,8 @@ import torch
 
 from harness import threads
 
+_GIB = 1024**3
+
 
 def resolve_precision(asked: str, notice: Callable[[str], None] = print) -> str:
     """`auto` is bf16 where the GPU has it, else `no`. A precision the device would ignore is announced and replaced."""
@@ -63,22 +65,23 @@ def use_fast_matmul(notice: Callable[[str], None] = print) -> bool:
     return False
 
 
-def reset_peak_memory() -> None:
-    """Let the peak count from here: on the GPU, else of this process, where Linux allows it."""
+def reset_peak_memory() -> float:
+    """Let the peak count from here: on the GPU, else of this process, where Linux allows it. Returns GiB held now."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-        return
+        return torch.cuda.memory_allocated() / _GIB
     gc.collect()
     with suppress(OSError, AttributeError):  # what earlier runs of this process gave back to glibc alone
         ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return peak_memory_gib()
 
 
 def peak_memory_gib() -> float:
     """Peak memory of this process in GiB: allocated on the GPU, or resident on a machine without one."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1024**3
+        return torch.cuda.max_memory_allocated() / _GIB
     status = Path("/proc/self/status")
     for line in status.read_text(encoding="ascii").splitlines() if status.exists() else ():
         if line.startswith("VmHWM:"):
@@ -87,7 +90,7 @@ def peak_memory_gib() -> float:
     import sys
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1024**3
+    return peak * (1 if sys.platform == "darwin" else 1024) / _GIB
 
 
 def describe() -> dict[str, str]:

@@ -34,6 +34,8 @@ def judge(
     spec, loaded, folder = session.spec, session.loaded, session.output / "runs" / name
     is_first, terminal = session.accelerator.is_main_process, session.terminal
     scores, best = record.effort(spec, selected), (f"best {spec.early_stopping.metric}", selected.score or 0.0)
+    if is_first:
+        report.write_history(selected.history, selected.step, folder)
     if spec.evaluation.final != "test":
         scores |= selected.best_scores | {"parameters/trainable": float(assembled.count.trainable)}
         if is_first and spec.latency.measure:

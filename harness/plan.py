@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from harness import assembly, data, device, keys, report, storage, tracking
+from harness import assembly, data, device, footprint, keys, report, storage, tracking
 from harness.markdown import markdown_table
 from harness.spec import Spec
 
@@ -32,34 +32,12 @@ def make(spec: Spec) -> dict[str, Any]:
             "runs": len(spec.seeds),
         },
         "precision": precision,
-        "memory_estimate_gib": memory_estimate(assembled, spec, precision),
+        "memory_estimate_gib": footprint.estimate(assembled, spec, precision),
         "run_folder": str(output / "runs" / f"{spec.name}-s{spec.seeds[0]}-****"),
         "tracking": tracking.ui_command(spec.tracking.uri, output),
         "signing_key": key.keyid if key else None,
         "description": data.describe(loaded.splits),
     }
-
-
-def memory_estimate(assembled: assembly.Assembled, spec: Spec, precision: str) -> dict[str, float]:
-    """GiB on the device: weights, gradients and AdamW's two moments in float32, and activations of one micro-batch.
-
-    Activations per layer and token: 34 D + 5 H T bytes at 2 bytes per value, twice that in float32 (Korthikanti et al.
-    2022, arXiv 2205.05198, section 4.1), for T = the task's longest text. An estimate: kernels' workspaces come on top.
-    """
-    config: Any = assembled.model.config
-    width = getattr(config, "hidden_size", 0)
-    layers = getattr(config, "num_hidden_layers", 0)
-    heads = getattr(config, "num_attention_heads", 0)
-    length = min(spec.train.micro_batch_tokens, getattr(next(iter(spec.task.values())), "max_length", 512))
-    per_token = layers * (34 * width + 5 * heads * length) * (1 if precision in ("bf16", "fp16") else 2)
-    gib = 1024**3
-    parts = {
-        "weights": assembled.count.total * 4 / gib,
-        "gradients": assembled.count.trainable * 4 / gib,
-        "optimizer": assembled.count.trainable * 8 / gib,
-        "activations": per_token * spec.train.micro_batch_tokens / gib,
-    }
-    return {**parts, "total": sum(parts.values())}
 
 
 def render(plan: dict[str, Any]) -> str:

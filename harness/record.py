@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 from pathlib import Path
 
-from harness import device, report, storage, yaml_source
+from harness import device, footprint, report, storage, yaml_source
 from harness.assembly import Assembled, Loaded
 from harness.console import Terminal
 from harness.selection import Selected
@@ -24,11 +24,12 @@ def track_inputs(spec: Spec, loaded: Loaded, assembled: Assembled, seed: int, tr
         tracker.dataset(split.name, splits.source, split.digest, len(split.examples), split.name)
 
 
-def write_inputs(spec: Spec, loaded: Loaded, assembled: Assembled, seed: int, folder: Path) -> None:
+def write_inputs(spec: Spec, loaded: Loaded, assembled: Assembled, seed: int, precision: str, folder: Path) -> None:
     """What the run starts from; the start statement covers these files."""
     write_spec(spec, [seed], folder)
     storage.write_json(folder / "data.json", {**loaded.splits.report, "tokens": loaded.tokens})
-    storage.write_json(folder / "parameters.json", report.parameters(assembled))
+    memory = {"memory_estimate_gib": footprint.estimate(assembled, spec, precision)}
+    storage.write_json(folder / "parameters.json", {**report.parameters(assembled), **memory})
     storage.write_text(folder / "environment.txt", "\n".join(_installed()) + "\n")
 
 

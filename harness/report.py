@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,13 @@ def parameters(assembled: Assembled) -> dict[str, Any]:
         "trainable_by_family": assembled.by_family,
         "methods": assembled.notes,
     }
+
+
+def write_history(history: History, best_step: int, folder: Path) -> None:
+    """learning_curves.json: for each metric its steps and values, for those who draw several runs."""
+    curves = {key: [[step, value if math.isfinite(value) else None] for step, value in points]
+              for key, points in history.items()}  # fmt: skip
+    storage.write_json(folder / "learning_curves.json", {"kept": best_step, "curves": curves})
 
 
 def learning_curves(history: History, best_step: int, folder: Path) -> None:

@@ -181,7 +181,7 @@ def _run_seed(of: _Run, assembled: Assembled | None) -> Result:
     session, name, seed, folder = of.session, of.name, of.seed, of.folder
     spec, loaded, accelerator, terminal = session.spec, session.loaded, session.accelerator, session.terminal
     started = time.monotonic()
-    device.reset_peak_memory()
+    before = device.reset_peak_memory()
     if accelerator.scaler:
         accelerator.scaler.load_state_dict(session.loss_scale)
     assembled = assembled or assembly.assemble(spec, loaded, seed)
@@ -207,6 +207,7 @@ def _run_seed(of: _Run, assembled: Assembled | None) -> Result:
         judged = judgement.judge(session, name, assembled, selected, metrics, evaluator, statement.signed_by)
         scores = judged.scores
         if accelerator.is_main_process:
+            scores["memory/before_gib"] = before
             scores["time/total_s"] = selected.seconds_before + time.monotonic() - started
             statement.end(folder, scores)
             session.enter(statement, "end", folder)
@@ -232,7 +233,8 @@ def _open_folder(of: _Run, assembled: Assembled, statement: Statement) -> Checkp
         for change in statement.changes:
             session.terminal.say(f"NOTE since the run began: {change}")
     else:
-        record.write_inputs(session.spec, session.loaded, assembled, of.seed, folder)
+        precision = session.accelerator.mixed_precision
+        record.write_inputs(session.spec, session.loaded, assembled, of.seed, precision, folder)
         if session.tags:
             storage.write_json(folder / "trial.json", session.tags)
         statement.start(folder)

@@ -51,7 +51,7 @@ LAYERS = [
     ["liveness", "task", "spec"],
     ["tasks", "checkpoint", "gradients", "rollback", "evaluate", "baselines", "compression"],
     ["train", "assembly", "verification"],
-    ["fingerprint", "report", "selection", "deployment", "rehearsal"],
+    ["fingerprint", "report", "footprint", "selection", "deployment", "rehearsal"],
     ["doctor", "prediction", "origins", "plan", "record", "proofs", "replicates", "variants", "session"],
     ["selftest", "judgement"],
     ["run"],
@@ -71,7 +71,15 @@ ROOMS = {
         ["conclusion"],
         ["sweep"],
     ],
-    "compare": [["runs"], ["systems"], ["verdicts"], ["comparison"], ["drawing"], ["rendering"]],
+    "compare": [
+        ["runs"],
+        ["systems"],
+        ["verdicts"],
+        ["comparison"],
+        ["drawing", "texts"],
+        ["rendering"],
+        ["publishing"],
+    ],
 }
 """The same within rooms of several floors."""
 DOORS = {
@@ -102,6 +110,7 @@ DOORS = {
     "plotly": {"figures", "metrics", "report"},
     "matplotlib": {"figures", "metrics"},
     "optuna": {"sweeps"},
+    "markdown_it": {"compare"},
 }
 HEAVY = {"torch", *DOORS} - {"yaml"}
 LIGHT_AT_START = (

@@ -95,6 +95,49 @@ def _scores(comparison: Comparison, title: str, groups: dict[str, list[tuple[Sys
     return figure
 
 
+def learning_curves(comparison: Comparison) -> Any:
+    """Loss and validation score by step: the mean over seeds, and the range of the seeds, as far as all of them went.
+
+    None: no run has written its curves down.
+    """
+    keys = ["train/loss", f"validation/{_metric(comparison)}"]
+    known = {key: [(one, of) for one in comparison.systems if (of := curve(one, key))] for key in keys}
+    shown = [key for key in keys if known[key]]
+    if not shown:
+        return None
+    figure = figures.subplots(rows=1, cols=len(shown), subplot_titles=shown, horizontal_spacing=0.1)
+    figures.dress(figure, "Learning curves: mean and range of the seeds", 140 + 480 * len(shown), 440)
+    colours = dict(zip((one.name for one in comparison.systems), cycle(figures.COLOURS), strict=False))
+    for column, key in enumerate(shown, start=1):
+        for system, of in known[key]:
+            place = {"legendgroup": system.name, "row": 1, "col": column}
+            colour, band = colours[system.name], [*((x, high) for x, _, _, high in of)]
+            band += [(x, low) for x, _, low, _ in reversed(of)]
+            x, y = zip(*band, strict=True)
+            look = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": colour, "opacity": 0.18}
+            figure.add_scatter(x=x, y=y, **look, hoverinfo="skip", showlegend=False, **place)
+            figure.add_scatter(
+                x=[step for step, *_ in of],
+                y=[mean for _, mean, _, _ in of],
+                mode="lines+markers" if len(of) <= 40 else "lines",
+                line={"color": colour, "width": 2},
+                marker={"size": 5},
+                name=escape(system.name),
+                showlegend=key == next(one for one in shown if any(system is rival for rival, _ in known[one])),
+                **place,
+            )
+    figure.update_xaxes(title_text="step")
+    return figure
+
+
+def curve(system: System, key: str) -> list[tuple[int, float, float, float]]:
+    """Step, mean, lowest and highest value over the seeds, at the steps that all of them have; [] without any."""
+    seeds = [dict(entry.curves.get(key, [])) for entry in system.entries.values()]
+    common = sorted(set.intersection(*map(set, seeds)))
+    values = [[one[step] for one in seeds] for step in common]
+    return [(step, sum(of) / len(of), min(of), max(of)) for step, of in zip(common, values, strict=True)]
+
+
 def matrices(comparison: Comparison) -> Any:
     """Confusion matrices side by side, means over seeds in percent of each true label; below, minus the reference."""
     known = [(one.name, shares) for one in comparison.systems if (shares := confusion(one)) is not None]
@@ -206,6 +249,7 @@ PICTURES: tuple[Callable[[Comparison], Any], ...] = (
     differences,
     score_against_parameters,
     score_against_latency,
+    learning_curves,
     classes,
     matrices,
     calibration,

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
@@ -15,6 +16,7 @@ from harness import figures, storage
 from harness.compare import drawing
 from harness.compare.comparison import Comparison
 from harness.compare.runs import Entry
+from harness.compare.texts import Text, texts
 from harness.console import Terminal
 from harness.markdown import markdown_table
 
@@ -47,6 +49,12 @@ def to_markdown(comparisons: list[Comparison], notes: list[str]) -> str:
         parts += [f"### {table.title}\n\n{markdown_table(table.columns, table.rows)}" for table in one.tables()]
         parts += one.sentences()
     return "\n\n".join([*parts, LEGEND, *(f"NOTE {note}" for note in notes)])
+
+
+def to_report(comparisons: list[Comparison], notes: list[str], title: str, studies: Sequence[str] = ()) -> str:
+    """The same with the short texts, and the reports of studies."""
+    told = [_text(text) for one in comparisons for text in texts(one)]
+    return "\n\n".join([f"# {title}", to_markdown(comparisons, notes), *told, *studies]) + "\n"
 
 
 def to_csv(comparisons: list[Comparison]) -> str:
@@ -83,7 +91,7 @@ def to_json(comparisons: list[Comparison], notes: list[str]) -> str:
 
 
 def _run(entry: Entry) -> Any:
-    return _finite({key: value for key, value in vars(entry).items() if key != "predictions"})
+    return _finite({key: value for key, value in vars(entry).items() if key not in ("predictions", "curves")})
 
 
 def _finite(value: Any) -> Any:
@@ -107,8 +115,10 @@ th:first-child, td:first-child { text-align: left } th { color: #6b7885; font-we
 """
 
 
-def write_page(comparisons: list[Comparison], notes: list[str], file: Path) -> None:
-    """The same as a page with pictures. Raises StorageError."""
+def write_page(
+    comparisons: list[Comparison], notes: list[str], file: Path, title: str = "", studies: Sequence[str] = ()
+) -> None:
+    """The same as a page with pictures and short texts; `studies`: their reports, which follow. Raises StorageError."""
     parts: list[str] = []
     for one in comparisons:
         parts += [f'<p class="said">{escape(sentence)}</p>' for sentence in one.sentences()]
@@ -119,11 +129,26 @@ def write_page(comparisons: list[Comparison], notes: list[str], file: Path) -> N
         columns, rows = drawing.disagreements(one)
         if rows:
             parts.append(_section("Where they differ most: seeds that were right", columns, rows))
+        parts += [_html(_text(text)) for text in texts(one)]
+    parts += [f"<hr>{_html(study)}" for study in studies]
     parts += [f'<p class="small">{escape(text)}</p>' for text in (LEGEND, *(f"NOTE {note}" for note in notes))]
-    title = f"Compared with {', '.join(dict.fromkeys(one.reference.name for one in comparisons))}"
+    title = title or f"Compared with {', '.join(dict.fromkeys(one.reference.name for one in comparisons))}"
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     page = f"<!doctype html><html lang=en><head>{head}</head><body><h1>{escape(title)}</h1>"
     storage.write_text(file, f"{page}{''.join(parts)}</body></html>\n")
+
+
+def _text(text: Text) -> str:
+    """A short text as Markdown."""
+    table = [markdown_table(text.table.columns, text.table.rows)] if text.table else []
+    return "\n\n".join([f"## {text.title}", *text.sentences, *table])
+
+
+def _html(markdown: str) -> str:
+    """Markdown as HTML; HTML within it stays text."""
+    from markdown_it import MarkdownIt
+
+    return str(MarkdownIt("js-default").render(markdown))
 
 
 def _section(title: str, columns: list[str], rows: list[list[str]]) -> str:

@@ -16,11 +16,12 @@ from harness import digests, provenance, spec, yaml_source
 from harness.errors import HarnessError
 from harness.item_significance import Labels
 from harness.keys import Key
+from harness.metric import History
 from harness.significance import Floats
 
 _OF_THE_RUN = ("name", "seeds", "output", "tracking", "provenance", "latency", "compression", "checkpoint")
 _OF_THE_END = ("evaluation.final", "evaluation.baselines")
-_USED = ("spec.yaml", "parameters.json", "data.json", "test/predictions.csv")
+_USED = ("spec.yaml", "parameters.json", "data.json", "test/predictions.csv", "learning_curves.json")
 _COLUMNS = ("label", "predicted")
 
 
@@ -60,6 +61,12 @@ class Entry:
     test_rows: int
     finished: str
     """When, as the end statement says."""
+    device: str
+    """What it trained on: `cpu`, or names of GPUs."""
+    memory: dict[str, float] = field(default_factory=dict)
+    """Estimated GiB, as `footprint.estimate`; empty where the run did not write it down."""
+    curves: History = field(default_factory=dict)
+    """Learning curves: of each metric, step and value."""
     predictions: Predictions | None = None
 
 
@@ -146,8 +153,15 @@ def _entry(
         folder.name, int(end["seeds"][0]), dict(spec.flatten(resolved)), {**end["metrics"], **scores},
         parameters["trainable"], parameters["share_of_full_fine_tuning"], size,
         " ".join([test["sha256"], *labels]), test["rows"], end.get("finishedAt", ""),
-        judged or _predictions(folder / "test" / "predictions.csv"),
+        end.get("env", {}).get("device", ""), parameters.get("memory_estimate_gib", {}),
+        _curves(folder / "learning_curves.json"), judged or _predictions(folder / "test" / "predictions.csv"),
     )  # fmt: skip
+
+
+def _curves(file: Path) -> History:
+    """{}: the run did not write them down."""
+    known = json.loads(file.read_text(encoding="utf-8"))["curves"] if file.exists() else {}
+    return {key: [(int(step), float(y)) for step, y in of if y is not None] for key, of in known.items()}
 
 
 def _predictions(file: Path) -> Predictions | None:

@@ -18,16 +18,25 @@ LABELS = ("bad", "good")
 def finished(
     output: Path, name: str, seed: int, f1: float, test: str = "a", predicted: Sequence[int] | None = None,
     run: str = "", scores: dict[str, float] | None = None, without: Sequence[str] = (), is_judged: bool = True,
-    **settings: Any,
+    trainable: int = 1234, memory: dict[str, float] | None = None, curve: Sequence[float | None] = (), **settings: Any,
 ) -> Path:  # fmt: skip
-    """A run of an experiment with this score, and with these predictions of items whose true labels alternate."""
+    """A run of an experiment with this score, and with these predictions of items whose true labels alternate.
+
+    `memory`: its estimate; `curve`: its validation score after each ten steps.
+    """
     folder = output / "runs" / (run or f"{name}-s{seed}-{len(list(output.glob('runs/*'))):04x}")
     (folder / "test").mkdir(parents=True)
     overrides = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
     overrides += [f"~{key}" for key in without]
     resolved = {**spec.load(name, overrides).resolved(), "seeds": [seed]}
     (folder / "spec.yaml").write_text(yaml.safe_dump(resolved))
-    (folder / "parameters.json").write_text(json.dumps({"trainable": 1234, "share_of_full_fine_tuning": 0.5}))
+    parameters: dict[str, Any] = {"trainable": trainable, "share_of_full_fine_tuning": 0.5}
+    parameters |= {"memory_estimate_gib": memory} if memory else {}
+    (folder / "parameters.json").write_text(json.dumps(parameters))
+    if curve:
+        points = [[10 * i, value] for i, value in enumerate(curve, start=1)]
+        known = {"kept": 10, "curves": {"validation/f1_macro": points}}
+        (folder / "learning_curves.json").write_text(json.dumps(known))
     if predicted is not None:
         with (folder / "test" / "predictions.csv").open("w", newline="") as file:
             table = csv.writer(file)
@@ -41,5 +50,6 @@ def finished(
     when = f"2026-01-01T00:00:{len(list(output.glob('runs/*'))):02d}+00:00"
     predicate = {"runId": folder.name, "seeds": [str(seed)], "data": data, "finishedAt": when}
     provenance.seal(folder, "start", predicate, None, subjects=["spec.yaml"])
-    provenance.seal(folder, "end", {**predicate, "metrics": {**measured, **(scores or {})}}, None)
+    end: dict[str, Any] = {**predicate, "metrics": {**measured, **(scores or {})}, "env": {"device": "cpu"}}
+    provenance.seal(folder, "end", end, None)
     return folder

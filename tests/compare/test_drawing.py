@@ -21,7 +21,8 @@ def comparison(tmp_path: Path) -> Comparison:
     for name, both in of.items():
         for seed, predicted in enumerate(both):
             f1 = float(f1_score([0, 1, 0, 1], predicted, average="macro"))
-            finished(tmp_path, name, seed, f1, predicted=predicted, scores=latency)
+            curve = [0.1 + seed, 0.2, None, 0.4] if name == "lora" else [0.3] * 2
+            finished(tmp_path, name, seed, f1, predicted=predicted, scores=latency, curve=curve)
     (made,), _ = compare([], tmp_path)
     return made
 
@@ -47,6 +48,10 @@ def test_every_picture_shows_what_was_measured(comparison: Comparison) -> None:
     assert {trace.x[0] for trace in made["score_against_parameters"].data} == {1234.0}
     matrix = made["matrices"].data[0].z
     assert np.asarray(matrix) == pytest.approx(drawing.confusion(comparison.systems[0]))
+    curves = {trace.name: trace for trace in made["learning_curves"].data if trace.name}
+    assert list(curves["lora"].x) == [10, 20, 40]
+    assert list(curves["lora"].y) == pytest.approx([0.6, 0.2, 0.4])
+    assert list(curves["full_finetune"].y) == [0.3, 0.3]
     points = made["calibration"].data[1]
     assert list(points.x) == [0.75] and sum(points.customdata) == 8
 

@@ -24,7 +24,9 @@ def system(name: str, scores: ArrayLike, predicted: Sequence[Sequence[int]] | No
         if predicted is not None:
             labels = np.arange(len(predicted[seed])) % 2
             known = Predictions(labels, np.asarray(predicted[seed]), ["bad", "good"])
-        entries[seed] = Entry(f"{name}-s{seed}", seed, {}, {F1: score}, 1, 1.0, 1.0, "t", 7, "", known)
+        entries[seed] = Entry(
+            f"{name}-s{seed}", seed, {}, {F1: score}, 1, 1.0, 1.0, "t", 7, "", "cpu", predictions=known
+        )
     return System(name, (), entries, name=name)
 
 
