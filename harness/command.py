@@ -43,7 +43,7 @@ _PLACES = ("output", "tracking.uri")
 SMOKE = [
     "train.max_steps=2", "train.warmup_steps=0", "train.batch_size=12", "data.limit=24", "data.max_test_overlap=1.0",
     "evaluation.baselines=false", "latency.batch_sizes=[1,2]", "latency.lengths=[8,16]", "latency.runs=10",
-    "evaluation.every=1 steps", "tracking.experiment=smoke",
+    "evaluation.every=1 steps", "tracking.experiment=smoke", "tracking.register_as=null",
 ]  # fmt: skip
 
 

@@ -79,9 +79,9 @@ class Predictor:
 
 
 def _find(run: str, output: Path) -> Path:
-    """The folder of a run."""
+    """The folder of a run, by its name, id or folder, or of a registered model."""
     place = Path(run)
-    if not (place / "spec.yaml").is_file():
+    if not (place / "spec.yaml").is_file() and not run.startswith("models:/"):
         place = output / "runs" / storage.safe_name(run)
     if not place.is_dir() and (found := tracking.find_run(None, output, run)):
         place = output / "runs" / found.name

@@ -72,12 +72,16 @@ def say_result(
     terminal.say(f"signed  {signed_by}  Check it: harness verify {folder}")
 
 
-def send_end(folder: Path, scores: dict[str, float], tracker: Tracker) -> None:
+def send_end(spec: Spec, folder: Path, scores: dict[str, float], tracker: Tracker) -> None:
     """Everything that is known at the end of a run, and its files, to the tracker."""
     tracker.metrics(scores, int(scores["train/steps"]))
     if (card := folder / "model_card.md").exists():
         tracker.tags({"mlflow.note.content": card.read_text(encoding="utf-8")})
     tracker.artifacts(folder, ignore=["checkpoints/*"])
+    if model := spec.tracking.register_as:
+        name, _, alias = model.partition("@")
+        told = ", ".join(f"{key} {scores[key]:.4f}" for key in ("test/f1_macro", "test/accuracy") if key in scores)
+        tracker.register(name, alias, "weights", f"{folder.name}: {told}")
     tracker.finish("FINISHED")
 
 

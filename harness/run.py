@@ -169,7 +169,7 @@ def _complete(of: _Run, result: Result) -> None:
             snapshot = checkpoints.newest()
             if snapshot:
                 tell(history_of(snapshot), tracker)
-        record.send_end(of.folder, result.scores, tracker)
+        record.send_end(session.spec, of.folder, result.scores, tracker)
         checkpoints.clear()
 
 
@@ -212,7 +212,7 @@ def _run_seed(of: _Run, assembled: Assembled | None) -> Result:
             statement.end(folder, scores)
             session.enter(statement, "end", folder)
             faults.point("report.sealed")
-            record.send_end(folder, scores, tracker)
+            record.send_end(spec, folder, scores, tracker)
             if checkpoints:  # last: while they are there, a run that is sealed may lack something in its record
                 checkpoints.clear()
     if accelerator.is_main_process:

@@ -146,6 +146,8 @@ class Spec(Settings):
         if self.early_stopping.metric not in known:
             hint = did_you_mean(self.early_stopping.metric, known)
             raise ValueError(f"early_stopping.metric: '{self.early_stopping.metric}' is never produced; {hint}")
+        if self.tracking.register_as and self.evaluation.final == "scores":
+            raise ValueError("tracking.register_as: evaluation.final=scores keeps no weights that could be registered")
         above: list[str] = []
         for name in (name for name in self.methods if name in registry.names("method")):
             for other, why in registry.not_after(name).items():

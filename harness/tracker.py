@@ -70,6 +70,13 @@ class Tracker:
         values = {"folder": str(folder.absolute()), "within": within, "ignore": list(ignore)}
         self.record({"kind": "artifacts"} | values)
 
+    def register(self, model: str, alias: str, within: str, about: str) -> None:
+        """Make the files `within` the run a version of a registered model, described by `about`; after `artifacts`.
+
+        `alias`: a name that points to this version from now on; "": none.
+        """
+        self.record({"kind": "register", "model": model, "alias": alias, "within": within, "about": about})
+
     def flush(self) -> None:
         """Send soon what is buffered; does not wait."""
         self.record({"kind": "flush"})

@@ -6,6 +6,7 @@ With `tracking_worker.py` and `tracking_mlflow.py` the only door to mlflow and t
 from __future__ import annotations
 
 import getpass
+import re
 import shlex
 import subprocess
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import field_serializer
+from pydantic import field_serializer, field_validator
 
 from harness.errors import HarnessError, StorageError, UserError
 from harness.settings import Settings
@@ -37,6 +38,8 @@ from harness.tracking_worker import MLflowTracker
 from harness.tracking_writer import Target
 
 Answer = TypeVar("Answer")
+_MODEL = re.compile(r"[^/:@]+")
+_ALIAS = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class Tracking(Settings):
@@ -48,6 +51,18 @@ class Tracking(Settings):
     """MLflow's experiment. None: the name of the spec."""
     tensorboard: bool = False
     """Write TensorBoard event files as well."""
+    register_as: str | None = None
+    """Make the weights of every finished run a version of this model in MLflow's registry: `name` or `name@alias`."""
+
+    @field_validator("register_as")
+    @classmethod
+    def _can_be_registered(cls, name: str | None) -> str | None:
+        model, _, alias = (name or "").partition("@")
+        if name is not None and not (_MODEL.fullmatch(model) and (alias or "@" not in name)):
+            raise ValueError("a model's name, or name@alias; without '/', ':' and a second '@'")
+        if alias and (not _ALIAS.fullmatch(alias) or alias == "latest" or re.fullmatch(r"[vV]\d+", alias)):
+            raise ValueError("an alias has letters, digits, '_' and '-', and is neither 'latest' nor like 'v1'")
+        return name
 
     @field_serializer("uri")
     def _hide_password(self, uri: str | None) -> str | None:
@@ -161,7 +176,7 @@ def count_experiments(uri: str | None, folder: Path) -> int | None:
 
 
 def find_run(uri: str | None, folder: Path, run: str) -> FoundRun | None:
-    """The MLflow run with this id or name, or None.
+    """The MLflow run with this id or name, or of this registered model (`models:/name@alias`, `…/1`); or None.
 
     Raises:
         UserError: several runs have this name.

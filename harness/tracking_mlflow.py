@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 METRICS_PER_BATCH, PARAMS_PER_BATCH, TAG_LENGTH = 1000, 100, 8000
+_REGISTERED = re.compile(r"models:/(?P<name>[^/:@]+)(?:@(?P<alias>[\w-]+)|/(?P<version>\d+))")
 _PARAM_LENGTH, _NAME_LENGTH, _DIGEST_LENGTH = 6000, 250, 32
 _LOCK_SECONDS = 60.0
 _PROBE_SECONDS = 2.0
@@ -213,20 +214,30 @@ class FoundRun:
 
 
 def search(uri: str, folder: Path, run: str) -> list[FoundRun]:
-    """The run with this id, or else those with this name, newest first. Raises what `connect` raises."""
+    """The run with this id or of this registered model, else those of this name, newest first.
+
+    Raises what `connect` raises.
+    """
     from mlflow.exceptions import MlflowException
 
     client = connect(uri, folder)
     runs: list[Run] = []
-    if re.fullmatch(r"[0-9a-f]{32}", run):
+    model = _REGISTERED.fullmatch(run)
+    if model or re.fullmatch(r"[0-9a-f]{32}", run):
         try:
-            runs = [client.get_run(run)]
+            runs = [client.get_run(_run_of(client, **model.groupdict()) if model else run)]
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
     else:
         runs = runs_named(client, [experiment.experiment_id for experiment in client.search_experiments()], run)
     return [_found(run) for run in runs]
+
+
+def _run_of(client: MlflowClient, name: str, alias: str | None, version: str | None) -> str:
+    """The id of the run whose weights a version of a registered model is."""
+    found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, str(version))
+    return str(found.run_id)
 
 
 def num_experiments(uri: str, folder: Path) -> int:

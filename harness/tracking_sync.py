@@ -64,7 +64,7 @@ def replay(writer: RunWriter, path: Path) -> list[str]:
             tags |= values["values"]
         elif kind == "finish":
             finish = values
-        elif kind in ("params", "dataset", "artifacts"):
+        elif kind in ("params", "dataset", "artifacts", "register"):
             send(kind, **values)
     send("tags", **{"values": tags})
     if finish:

@@ -222,6 +222,24 @@ class RunWriter:
         if failure:
             raise failure
 
+    def register(self, model: str, alias: str, within: str, about: str) -> None:
+        """Make the files `within` the run a version of a registered model, once; an alias moves to it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(model)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        versions = self._client.search_model_versions(f"run_id = '{self.run_id}'")
+        found = next((one for one in versions if one.name == model), None)
+        source = f"{self._run.info.artifact_uri.rstrip('/')}/{within}"
+        found = found or self._client.create_model_version(
+            model, source, self.run_id, description=about, await_creation_for=0
+        )
+        if alias:
+            self._client.set_registered_model_alias(model, alias, str(found.version))
+
     def finish(self, status: str, time: int) -> None:
         """End the run as FINISHED, FAILED or KILLED."""
         self._client.set_terminated(self.run_id, status, end_time=time)

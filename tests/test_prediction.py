@@ -25,6 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     """A run's folder, in a folder of runs of its own."""
     output = tmp_path_factory.mktemp("output")
     words = ["exp=lora", *SMOKE, *tiny, METHODS, "latency.measure=false", "data.limit=null", f"output={output}"]
+    words.append("tracking.register_as=mine@best")
     assert main(words) == 0
     (found,) = (output / "runs").iterdir()
     return found
@@ -35,8 +36,9 @@ def copied(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "runs" / folder.name))
 
 
-def predict(folder: Path, *words: str) -> str:
-    done = CliRunner().invoke(app, ["predict", "--run", folder.name, "--output", str(folder.parent.parent), *words])
+def predict(folder: Path, *words: str, run: str = "") -> str:
+    place = ["--run", run or folder.name, "--output", str(folder.parent.parent)]
+    done = CliRunner().invoke(app, ["predict", *place, *words])
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.stdout
@@ -60,6 +62,13 @@ def test_it_says_of_its_test_split_what_it_said_then(folder: Path, tmp_path: Pat
         assert row["predicted"] == known["predicted"]
         for key in ("confidence", "probability_a", "probability_b"):
             assert float(row[key]) == pytest.approx(float(known[key]), abs=1e-6)
+
+
+def test_a_registered_model_is_the_run_whose_weights_it_is(folder: Path) -> None:
+    found = predict(folder, "good", "--json", run="models:/mine@best")
+    assert found == predict(folder, "good", "--json")
+    with pytest.raises(UserError, match="no run is called 'models:/mine@worst'"):
+        predict(folder, "good", run="models:/mine@worst")
 
 
 def test_texts_files_and_programs_are_answered_alike(folder: Path, tmp_path: Path) -> None:

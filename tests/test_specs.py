@@ -81,6 +81,10 @@ MISTAKES = [
     (["foo"], r"'foo' is not an override"),
     (["data.name=${oc.env:HOME}"], r"cannot refer to the environment"),
     (["data.name=a b(c).csv"], r"fix: quote values"),
+    (["tracking.register_as=a/b"], r"tracking\.register_as: a model's name, or name@alias"),
+    (["tracking.register_as=a@latest"], r"tracking\.register_as: an alias"),
+    (["tracking.register_as=a@"], r"tracking\.register_as: a model's name, or name@alias"),
+    (["tracking.register_as=a", "evaluation.final=scores"], r"tracking\.register_as: evaluation.final=scores keeps no"),
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from harness.tracking import find_run
 from harness.tracking_sync import sync
 from harness.tracking_writer import points_of
 from tests.stores import QUIET, begin, client, run_id
@@ -168,3 +169,43 @@ def test_points_are_numbers_whatever_was_recorded() -> None:
     values = {key: value for key, value, time, step in points if (time, step) == (7, 3)}
     assert (values["a"], values["d"], values["g"]) == (1.0, 0.5, float("inf"))
     assert all(values[key] != values[key] for key in "bcef")
+
+
+def test_a_run_registered_twice_is_one_version_and_the_alias_moves_to_the_newest(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "trained.safetensors").write_text("w")
+    trackers = {}
+    for name in ("first", "second"):
+        for resume in (False, True):  # killed after it was registered
+            trackers[name] = begin(folder, name, resume=resume)
+            trackers[name].artifacts(tmp_path)
+            trackers[name].register("reviews", "champion", "weights", f"about {name}")
+            trackers[name].finish()
+            assert trackers[name].problem == ""
+    versions = {one.run_id: one for one in client(folder).search_model_versions("name = 'reviews'")}
+    assert set(versions) == {run_id(tracker) for tracker in trackers.values()} and len(versions) == 2
+    latest = client(folder).get_model_version_by_alias("reviews", "champion")
+    assert (latest.run_id, latest.description) == (run_id(trackers["second"]), "about second")
+    assert (Path(latest.source) / "trained.safetensors").read_text() == "w"
+    for name in ("models:/reviews@champion", f"models:/reviews/{latest.version}"):
+        found = find_run(None, folder, name)
+        assert found is not None and found.name == "second"
+    assert find_run(None, folder, "models:/reviews@nobody") is None
+    assert find_run(None, folder, "models:/nothing/1") is None
+
+
+def test_what_was_kept_is_registered_when_it_is_sent(folder: Path, tmp_path: Path) -> None:
+    """The run's files come before its version, in whatever order they were kept."""
+    (tmp_path / "weights").mkdir()
+    kept = begin(folder, "late")
+    kept.finish()
+    spool = folder / "spool" / "late.jsonl"
+    spool.parent.mkdir(exist_ok=True)
+    head = {"kind": "run", "run_id": run_id(kept), "experiment": "exp", "name": "late", "tags": {}, "time": 1}
+    head |= {"uri": f"sqlite:///{folder / 'mlflow.db'}", "resume": True}
+    told = {"kind": "register", "model": "kept", "alias": "", "within": "weights", "about": "later"}
+    spool.write_text("".join(json.dumps(line) + "\n" for line in (head, told)))
+    [sent] = sync(folder)
+    assert sent.is_sent, sent
+    (version,) = client(folder).search_model_versions("name = 'kept'")
+    assert (version.run_id, version.description) == (run_id(kept), "later")

@@ -106,6 +106,8 @@ def _check_experiments(plan: Plan) -> Iterator[str]:
             try:
                 if exp in spec.names():
                     made = plan.spec(arm, {"exp": exp}).resolved()
+                    if made["tracking"]["register_as"]:
+                        yield f"{exp}: tracking.register_as: a trial leaves no model: register a run of the winner"
                     shared.setdefault(exp, {section: made[section] for section in _COMPARED})
             except SpecError as error:
                 yield from str(error).splitlines()

@@ -223,3 +223,8 @@ def test_without_a_study_its_keys_are_not_offered(capsys: pytest.CaptureFixture[
 def test_what_a_trial_has_no_use_for_is_refused(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["exp=lora", "sweep=lora_rank", word, "--plan"]) == 2
     assert f"{word}: a trial has no use for it" in capsys.readouterr().err
+
+
+def test_a_study_does_not_pretend_to_register_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["exp=lora", "sweep=lora_rank", "tracking.register_as=a", "--plan"]) == 2
+    assert "tracking.register_as: a trial leaves no model" in capsys.readouterr().err
