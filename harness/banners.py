@@ -81,8 +81,9 @@ def changes(chosen: Spec) -> list[str]:
 
 
 def _word(key: str, value: Any) -> str:
-    is_plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z/][\w./:@+-]*|[0-9]+ [a-z]+", value)
-    is_plain = is_plain and str(value).lower() not in ("true", "false", "null", "nan", "inf")
+    """As people type it: without the quotes that Hydra takes for certain, where it reads the same without."""
+    is_word = isinstance(value, str) and re.fullmatch(r"[A-Za-z/][\w./:@+-]*|[0-9]+ [a-z]+", value)
+    is_plain = is_word and value.lower() not in ("true", "false", "null", "nan", "inf")
     return f"{key}={value}" if is_plain else composing.override(key, value)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "harness"
 LAYERS = [
-    ["errors", "settings", "units", "threads"],
+    ["errors", "settings", "units", "threads", "notes"],
     ["faults", "interruption"],
     [
         "storage",

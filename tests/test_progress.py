@@ -89,7 +89,12 @@ def test_it_is_silent_where_the_terminal_is_and_reads_no_memory(
 
 def test_memory_is_read_only_when_a_line_is_due(clock: Clock) -> None:
     reads: list[float] = []
-    line = ProgressLine(Terminal(), PACE, "f1", clock=clock, memory=lambda: float(reads.append(clock.now) or 1))
+
+    def memory() -> float:
+        reads.append(clock.now)
+        return 1.0
+
+    line = ProgressLine(Terminal(), PACE, "f1", clock=clock, memory=memory)
     train(line, clock, 1, 35)
     assert len(reads) == 3
 
