@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,19 @@ def test_a_quiet_run_that_breaks_says_how_it_goes_on(
     told = capsys.readouterr()
     assert told.out == ""
     assert "resume  accelerate launch launch.py --resume full_finetune-s42-" in told.err and "score" not in told.err
+
+
+def test_a_run_that_is_stopped_says_what_it_was_and_how_it_goes_on(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HARNESS_FAULT", "step.end:term@step=1")
+    assert main(launched(tiny, tmp_path, "train.max_steps=4")) == 143
+    lines = [line.partition("  ") for line in capsys.readouterr().out.splitlines()]
+    told = {first: rest.strip() for first, _, rest in lines}
+    (name,) = [path.name for path in (tmp_path / "runs").iterdir()]
+    assert re.fullmatch(rf"{name}, KILLED, MLflow id ([0-9a-f]{{32}}|none: not recorded)", told["run"])
+    assert told["folder"] == str(tmp_path / "runs" / name)
+    assert told["resume"] == f"accelerate launch launch.py --resume {name} output={tmp_path}"
 
 
 @pytest.mark.parametrize("flag", ["--plan", "--plan --json"])
