@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sys
 import time
+import traceback
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,7 +23,8 @@ from harness.errors import HarnessError
 if TYPE_CHECKING:
     from harness.findings import Finding
 
-app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+_LOOK: Any = {"rich_markup_mode": None} if os.environ.get("NO_COLOR") else {}  # rich would still write bold
+app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, **_LOOK)
 runs = typer.Typer(no_args_is_help=True)
 app.add_typer(runs, name="runs", help="The runs that MLflow knows.")
 app.add_typer(keys_app, name="keys", help="List, rotate and retire signing keys; sign again with the new one.")
@@ -36,6 +39,13 @@ def _experiments(incomplete: str) -> list[str]:
 
 Output = Annotated[Path, typer.Option(help="the folder of runs, relative to the project")]
 Store = Annotated[str | None, typer.Option(help="MLflow's store; default: the one that is set, else SQLite in there")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="show Python's traceback for errors")] = False,
+) -> None:
+    """The docstring of this module is the help; `main` takes --debug from wherever it stands."""
 
 
 @app.command("list")
@@ -225,9 +235,19 @@ def reap(
 
 
 def main() -> None:
-    """Run the command; errors for people end with their exit code and no traceback."""
+    """Run the command; errors for people end with their exit code, and with a traceback only after --debug."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app()
+        app(args=arguments, color=_wants_colours())
     except HarnessError as error:
         print(f"error: {error}", file=sys.stderr)
+        if len(arguments) < len(sys.argv) - 1:
+            traceback.print_exc()
         sys.exit(error.exit_code)
+
+
+def _wants_colours() -> bool | None:
+    """NO_COLOR, else FORCE_COLOR; None: what the terminal can."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return True if os.environ.get("FORCE_COLOR") else None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from harness import interruption, spec, storage, threads
 from harness.errors import HarnessError, Interrupted, SpecError, UserError, did_you_mean
@@ -30,14 +33,17 @@ Options
   KEY=VALUE       override a setting (`harness show NAME` lists them all);  ~KEY removes one, such as ~methods.lora
   sweep=SPACE     a study: {spaces}; its keys stand beside those of the spec, such as
                   trials=8 workers=2 storage=postgresql+psycopg://user@host/database; the same command goes on with it
-  --plan          show the resolved spec, data, parameters, steps and memory, and stop   (--json for programs)
+  --plan          show the resolved spec, data, parameters, steps and memory, and stop
   --smoke         a few rows, two steps, evaluation, save, reload, latency
   --resume RUN    go on with a run that was stopped, by its name or folder: same run, same statements, same weights
                   (--insecure accepts checkpoints that are not signed with your key)
+  --quiet         the score in one line, or a study's verdict, on stdout; notes, warnings and errors on stderr
+  --json          for programs: one JSON object on stdout (of --plan, of the finished run, or a study's report),
+                  everything else on stderr
   --debug         show Python's traceback for errors as well
   --help          this text
 """
-FLAGS = ("--plan", "--json", "--smoke", "--resume", "--insecure", "--debug", "--worker", "--help")
+FLAGS = ("--plan", "--json", "--quiet", "--smoke", "--resume", "--insecure", "--debug", "--worker", "--help")
 _PLACES = ("output", "tracking.uri")
 
 SMOKE = [
@@ -87,13 +93,15 @@ def _main(arguments: list[str]) -> int:
     for flag in flags:
         if flag not in FLAGS:
             raise SpecError(f"no option {flag}", fix=did_you_mean(flag, FLAGS))
+    if {"--plan", "--quiet"} <= set(flags):
+        raise SpecError("does not go with --plan", where="--quiet", fix="leave it out; --plan --json is for programs")
     if any(word.startswith("sweep=") for word in words):
         if resumed:
             raise SpecError("does not go with sweep=", where="--resume", fix="leave it out: the same command goes on")
         return _sweep(flags, words)
     if resumed:
         resolved, name = _resume(resumed, flags, words)
-        _run(resolved, name, insecure="--insecure" in flags)
+        _run(resolved, flags, name)
         return 0
     chosen = [word.removeprefix("exp=") for word in words if word.startswith("exp=")]
     if len(chosen) != 1:
@@ -105,18 +113,33 @@ def _main(arguments: list[str]) -> int:
     if "--plan" in flags:
         from harness import plan
 
-        made = plan.make(resolved)
-        print(json.dumps(made, indent=2, ensure_ascii=False) if "--json" in flags else plan.render(made))
+        with _answering(flags):
+            made = plan.make(resolved)
+        _print(json.dumps(made, indent=2, ensure_ascii=False) if "--json" in flags else plan.render(made))
         return 0
-    _run(resolved)
+    _run(resolved, flags)
     return 0
+
+
+@contextlib.contextmanager
+def _answering(flags: list[str]) -> Iterator[None]:
+    """Inside, with --json or --quiet, whatever is printed goes to stderr: stdout is for the answer alone."""
+    is_apart = {"--json", "--quiet"} & set(flags)
+    with contextlib.redirect_stdout(sys.stderr if is_apart else sys.stdout):
+        yield
+
+
+def _print(answer: str) -> None:
+    """The answer, of the first process."""
+    if os.environ.get("RANK", "0") == "0":
+        print(answer, flush=True)
 
 
 @spec.held()
 def _sweep(flags: list[str], words: list[str]) -> int:
     """Begin a study, or go on with it."""
     from harness.sweeps import mistakes
-    from harness.sweeps.plan import Plan, render
+    from harness.sweeps.plan import Plan, as_values, render
 
     chosen = {key: [word.removeprefix(key) for word in words if word.startswith(key)] for key in ("sweep=", "exp=")}
     if len(chosen["sweep="]) != 1 or len(chosen["exp="]) > 1:
@@ -129,20 +152,33 @@ def _sweep(flags: list[str], words: list[str]) -> int:
         own, overrides = [*_small(name, exp), *own], [*SMOKE, *overrides]
     asked, is_worker = space.load(name, own), "--worker" in flags
     plan = Plan(asked, exp, overrides) if is_worker else mistakes.check(asked, exp, overrides)  # who leads has checked
-    threads.choose_wait_policy()
-    from harness.sweeps import sampling, store
+    with _answering(flags):
+        threads.choose_wait_policy()
+        from harness.sweeps import sampling, store
 
-    sampling.check(plan.space)
-    store.check(plan.space)
+        sampling.check(plan.space)
+        store.check(plan.space)
     if "--plan" in flags:
-        print(render(plan))
+        _print(json.dumps(as_values(plan), indent=2, ensure_ascii=False) if "--json" in flags else render(plan))
         return 0
     storage.writable(storage.PROJECT / plan.spec("search", plan.first("search")).output)
-    from harness.sweeps.sweep import run
+    with _answering(flags):
+        from harness.sweeps.sweep import run
 
-    run(plan, [*words, *(flag for flag in flags if flag in ("--smoke", "--debug"))], is_worker=is_worker)
-    gc.collect()
+        passed_on = [*words, *(flag for flag in flags if flag in ("--smoke", "--debug"))]
+        made = run(plan, passed_on, is_worker=is_worker, quiet="--quiet" in flags)
+        gc.collect()
+    if {"--json", "--quiet"} & set(flags):
+        _tell_study(plan.name, made, "--json" in flags)
     return 0
+
+
+def _tell_study(name: str, made: Path | None, as_json: bool) -> None:
+    """A study's report, or its verdict alone; null where another process makes it."""
+    report: dict[str, Any] = json.loads(made.read_text(encoding="utf-8")) if made else {"study": name, "verdict": None}
+    folder = {"folder": str(made.parent)} if made else {}
+    verdict = report["verdict"] or "another process leads it, and makes the report"
+    _print(json.dumps({**report, **folder}, indent=2, ensure_ascii=False) if as_json else f"{name}  {verdict}")
 
 
 def _small(name: str, exp: str | None) -> list[str]:
@@ -151,13 +187,19 @@ def _small(name: str, exp: str | None) -> list[str]:
     return ["trials=2", *confirm, f"study={'-'.join(filter(None, [name, exp]))[:34]}-smoke"]
 
 
-def _run(resolved: spec.Spec, resume: str | None = None, *, insecure: bool = False) -> None:
+def _run(resolved: spec.Spec, flags: list[str], resume: str | None = None) -> None:
     storage.writable(storage.PROJECT / resolved.output)  # before the seconds that importing takes
-    threads.choose_wait_policy()
-    from harness.run import run
+    with _answering(flags):
+        threads.choose_wait_policy()
+        from harness import banners
+        from harness.run import run
 
-    run(resolved, resume=resume, insecure=insecure)
-    gc.collect()  # gloo aborts at exit now and then while a model is alive
+        results = run(resolved, resume=resume, insecure="--insecure" in flags, quiet="--quiet" in flags)
+        gc.collect()  # gloo aborts at exit now and then while a model is alive
+    if "--json" in flags:
+        _print(json.dumps(banners.as_values(results), indent=2, ensure_ascii=False))
+    elif "--quiet" in flags:
+        _print(banners.headline(results, resolved.early_stopping.metric))
 
 
 def _take_resume(arguments: list[str]) -> tuple[str, list[str]]:

@@ -1,79 +1,80 @@
-"""What a person sees in the terminal: notes, tables, one progress line. Only the first process speaks."""
+"""What a person sees in the terminal: lines, notes, tables. Only the first process speaks."""
 
 from __future__ import annotations
 
+import os
 import sys
-import time
-from types import TracebackType
+from typing import Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+NOTE = "NOTE "
+"""How a line begins that says what was replaced or went another way than asked; quiet runs say it, too."""
 
 
 class Terminal:
-    """Terminal output; silent on all processes but the first. Honours NO_COLOR (rich)."""
+    """Terminal output; silent on all processes but the first.
 
-    def __init__(self, speaks: bool = True) -> None:
-        self.speaks = speaks
+    It writes to what is `sys.stdout` at that moment. NO_COLOR leaves every colour and weight out, also where
+    FORCE_COLOR asks for them.
+    """
+
+    def __init__(self, speaks: bool = True, *, quiet: bool = False) -> None:
+        """`quiet`: nothing but lines that begin with NOTE, and those that are said `always`."""
+        self.speaks, self.quiet = speaks, quiet
         width = None if sys.stdout.isatty() else 140  # a log file has room
-        self.console = Console(quiet=not speaks, highlight=False, soft_wrap=True, width=width)
+        colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+        self.console = Console(quiet=not speaks, highlight=False, soft_wrap=True, width=width, color_system=colours)
+        self._told: set[str] = set()
+        self._repeats = True
 
-    def say(self, text: str = "") -> None:
-        """One line, as it is."""
-        self.console.print(text, markup=False)
+    @property
+    def is_live(self) -> bool:
+        """Whether lines can be drawn over: a terminal that a person looks at."""
+        return self.speaks and not self.quiet and sys.stdout.isatty() and not self.console.is_dumb_terminal
+
+    def aside(self) -> Terminal:
+        """Where the trials of a study speak: their notes alone, each once, on the same screen."""
+        other = Terminal(self.speaks, quiet=True)
+        other.console, other._repeats = self.console, False
+        return other
+
+    def say(self, text: str = "", *, always: bool = False) -> None:
+        """A line, as it is."""
+        is_note = text.lstrip().startswith(NOTE)
+        if is_note and not self._repeats:
+            if text in self._told:
+                return
+            self._told.add(text)
+        if always or is_note or not self.quiet:
+            self.console.print(text, markup=False)
+
+    def say_once(self, text: str) -> None:
+        """The same, but what was said once in this process is not said again: what holds for every replicate."""
+        if text not in self._told:
+            self.say(text)
+            self._told.add(text)
 
     def title(self, text: str) -> None:
         """A heading."""
-        self.console.print(text, style="bold", markup=False)
+        if not self.quiet:
+            self.console.print(text, style="bold", markup=False)
+
+    def facts(self, facts: dict[str, str]) -> None:
+        """A line per fact, its name in front; facts that are empty are left out."""
+        width = max(map(len, facts), default=0)
+        for name, fact in facts.items():
+            if fact:
+                self.say(f"{name:{width}}  {fact}")
 
     def table(self, columns: list[str], rows: list[list[str]], title: str = "") -> None:
         """A table; the first column left, the others right aligned."""
+        if self.quiet:
+            return
         table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for i, column in enumerate(columns):
             table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
-
-    def progress(self, total: int) -> ProgressLine:
-        """The progress line of a training run."""
-        return ProgressLine(self, total)
-
-
-class ProgressLine:
-    """One live line on a terminal; elsewhere a plain line every ten seconds."""
-
-    def __init__(self, terminal: Terminal, total: int) -> None:
-        self.terminal, self.total = terminal, total
-        self.live = terminal.speaks and sys.stdout.isatty()
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"),
-            TimeRemainingColumn(), console=terminal.console, disable=not self.live, transient=True,
-        )  # fmt: skip
-        self.task = self.bar.add_task("", total=total)
-        self.last_plain = self.started = time.monotonic()
-
-    def __enter__(self) -> ProgressLine:
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
-
-    def update(self, step: int, text: str) -> None:
-        """Show the step and a few values."""
-        self.bar.update(self.task, completed=step, description=text)
-        now = time.monotonic()
-        if not self.live and now - self.last_plain >= 10:
-            self.last_plain = now
-            rate = step / (now - self.started)
-            self.terminal.say(
-                f"{text}  step {step}/{self.total}  {rate:.1f} it/s  {(self.total - step) / rate:.0f} s left"
-            )
-
-    def due(self) -> bool:
-        """Whether showing new values is worth it: reading them waits for the device."""
-        return self.live or time.monotonic() - self.last_plain >= 10

@@ -87,7 +87,7 @@ def readable(settings: latency.Latency, model: nn.Module, terminal: Terminal) ->
     positions = getattr(model.config, "max_position_embeddings", None) or 2**31
     lengths = [length for length in settings.lengths if length <= positions] or [min(positions, settings.lengths[0])]
     if lengths != settings.lengths:
-        terminal.say(f"NOTE latency at {lengths} tokens only: the model reads {positions}")
+        terminal.say_once(f"NOTE latency at {lengths} tokens only: the model reads {positions}")
     return settings.model_copy(update={"lengths": lengths})
 
 

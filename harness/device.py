@@ -17,8 +17,20 @@ _GIB = 1024**3
 
 
 def resolve_precision(asked: str, notice: Callable[[str], None] = print) -> str:
-    """`auto` is bf16 where the GPU has it, else `no`. A precision the device would ignore is announced and replaced."""
+    """`auto` is bf16 where the GPU has it, else `no`. A precision the device would ignore is announced and replaced.
+
+    So is one that `accelerate launch` was given, or its config file has: the spec decides.
+    """
     on_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
+    taken = _resolve(asked, on_gpu, notice)
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if launched not in ("no", taken):
+        here = taken.replace("no", "float32")
+        notice(f"NOTE Accelerate's mixed precision {launched} is not used: precision={asked} decides, here {here}")
+    return taken
+
+
+def _resolve(asked: str, on_gpu: bool, notice: Callable[[str], None]) -> str:
     if asked == "auto":
         return "bf16" if on_gpu and _has_bf16(on_gpu) else "no"
     if asked == "fp16" and not on_gpu:
@@ -91,6 +103,13 @@ def peak_memory_gib() -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / _GIB
+
+
+def name_of(device: torch.device) -> str:
+    """A device as people know it: `CPU with 8 threads`, or the name of the GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU with {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
 def describe() -> dict[str, str]:

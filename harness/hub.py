@@ -18,7 +18,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
 
-from harness import builtin
+from harness import builtin, notes
 from harness.errors import HarnessError, ModelError, UserError
 
 PROBE_SECONDS = 6.0
@@ -32,7 +32,7 @@ def resolve(name: str, revision: str | None = None) -> str:
     """What `from_pretrained` can read: a folder, or an id on the Hub.
 
     An id that is in the cache is told as the folder it has there if the Hub cannot be asked, so that no network is
-    needed.
+    needed; a note says so.
 
     Raises:
         ModelError: no such built-in, folder or id, an id that is not in the cache while the Hub cannot be asked, or a
@@ -46,6 +46,10 @@ def resolve(name: str, revision: str | None = None) -> str:
         require_reachable(name, ModelError, "model.name")
     except ModelError:
         if folder := _cached_folder(name, revision):
+            from huggingface_hub import constants
+
+            if not constants.HF_HUB_OFFLINE:  # else that is what was asked for
+                notes.note(f"the Hub cannot be asked: {name} as it lies in the cache, {folder}")
             return str(folder)
         raise
     return name

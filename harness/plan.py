@@ -17,7 +17,8 @@ def make(spec: Spec) -> dict[str, Any]:
     assembled = assembly.assemble(spec, loaded, spec.seeds[0])
     per_epoch = loaded.task.num_batches(spec.train.batch_size)
     total = spec.train.total_steps(per_epoch)
-    precision = device.resolve_precision(spec.precision, lambda notice: None)
+    notes = list[str]()
+    precision = device.resolve_precision(spec.precision, notes.append)
     key = keys.load_key()
     output = storage.PROJECT / spec.output
     return {
@@ -32,6 +33,7 @@ def make(spec: Spec) -> dict[str, Any]:
             "runs": len(spec.seeds),
         },
         "precision": precision,
+        "notes": notes,
         "memory_estimate_gib": footprint.estimate(assembled, spec, precision),
         "run_folder": str(output / "runs" / f"{spec.name}-s{spec.seeds[0]}-****"),
         "tracking": tracking.ui_command(spec.tracking.uri, output),
@@ -67,6 +69,7 @@ def render(plan: dict[str, Any]) -> str:
             f"folder      {plan['run_folder']}",
             f"tracking    {plan['tracking']}",
             f"signing     {plan['signing_key'] or 'none: the run will be unsigned (harness keygen)'}",
+            *plan["notes"],
             "nothing was trained or written",
         ]
     )

@@ -15,7 +15,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor
 
-from harness import interruption, memory
+from harness import interruption, memory, notes
 from harness.errors import LostProcess, SpecError
 
 PATIENCE = datetime.timedelta(hours=2)
@@ -32,6 +32,8 @@ def build_accelerator(precision: str) -> Accelerator:
             DeepSpeed, Megatron) that shards what the harness needs whole.
     """
     refuse_lost_processes()
+    if (dynamo := os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")).lower() not in ("", "no"):
+        notes.note(f"Accelerate's dynamo backend {dynamo} is not used: nothing is compiled")
     patience = InitProcessGroupKwargs(timeout=PATIENCE)  # the first process writes reports alone, the others wait
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[patience])
     started = int(os.environ.get("WORLD_SIZE", "1"))

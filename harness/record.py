@@ -1,4 +1,4 @@
-"""What a run writes down about itself: for its folder, for MLflow, for the person at the terminal."""
+"""What a run writes down about itself: for its folder and for MLflow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 from harness import device, footprint, report, storage, yaml_source
 from harness.assembly import Assembled, Loaded
-from harness.console import Terminal
 from harness.selection import Selected
 from harness.spec import Spec
 from harness.tracker import Tracker
@@ -43,33 +42,6 @@ def write_spec(spec: Spec, seeds: list[int], folder: Path) -> None:
     """spec.yaml: every setting, resolved; what a run that was stopped goes on with."""
     resolved = {**spec.resolved(), "seeds": seeds}
     storage.write_text(folder / "spec.yaml", yaml_source.dump(resolved))
-
-
-def say_start(terminal: Terminal, name: str, assembled: Assembled) -> None:
-    """What trains, and what each method will do."""
-    terminal.title(f"\n{name}")
-    terminal.table(["parameters", "", "of full fine-tuning"], report.parameter_rows(assembled))
-    for method, note in assembled.notes.items():
-        terminal.say(f"{method}: {note}")
-
-
-def say_result(
-    terminal: Terminal, name: str, folder: Path, tracker: Tracker, scores: dict[str, float],
-    headline: tuple[str, float], ladder: list[list[str]], signed_by: str,
-) -> None:  # fmt: skip
-    """The score among its yardsticks, and where everything is. Without yardsticks: the test split was not opened."""
-    if ladder:
-        terminal.say()
-        terminal.table(["on the test split", "macro-F1", "accuracy"], ladder)
-    terminal.say(
-        f"\nscore   {headline[0]} {headline[1]:.4f}, checkpoint of epoch {scores['best/epoch']:.0f}; "
-        f"{scores['time/total_s']:.0f} s, {scores['memory/peak_gib']:.2f} GiB"
-    )
-    terminal.say(f"run     {name}, MLflow id {tracker.run_id or 'none: not recorded'}")
-    terminal.say(f"folder  {folder}")
-    if tracker.problem:
-        terminal.say(f"NOTE    {tracker.problem}")
-    terminal.say(f"signed  {signed_by}  Check it: harness verify {folder}")
 
 
 def send_end(spec: Spec, folder: Path, scores: dict[str, float], tracker: Tracker) -> None:

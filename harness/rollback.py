@@ -89,7 +89,7 @@ def _first_that_fits(attempts: Sequence[Callable[[], None]], notice: Callable[[s
             return
         memory.release()
         if number < len(attempts):
-            notice("out of memory in the optimizer step: undone, and done again one parameter at a time")
+            notice("NOTE out of memory in the optimizer step: undone, and done again one parameter at a time")
     raise memory.exhausted("the optimizer step", 0, 0)
 
 

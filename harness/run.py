@@ -9,11 +9,12 @@ import os
 import re
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness import (
     assembly,
+    banners,
     checkpoint,
     device,
     faults,
@@ -47,22 +48,26 @@ class Result:
     seed: int
     folder: Path
     run_id: str | None
+    """MLflow's; None: it has no such run, or this one was finished before."""
     scores: dict[str, float]
+    parent: tuple[str, str | None] | None = None
+    """Name and MLflow's id of the parent of replicates it belongs to."""
 
 
-def run(spec: Spec, *, resume: str | None = None, insecure: bool = False) -> list[Result]:
+def run(spec: Spec, *, resume: str | None = None, insecure: bool = False, quiet: bool = False) -> list[Result]:
     """Train and judge every seed of a spec; several seeds become children of one parent run.
 
     Args:
         spec: what to run.
         resume: the name of a run, or of a parent of replicates, that was stopped: it goes on; `spec` is its own.
         insecure: go on from checkpoints that are not signed with a key of the keyring.
+        quiet: say nothing but notes, and how a run that did not end goes on.
 
     Raises:
         UserError: before training and before anything is written, for whatever cannot work.
         TrainingError, StorageError, Interrupted: after the tracker was told how the run ended.
     """
-    session = begin(spec, insecure)
+    session = begin(spec, insecure, quiet=quiet)
     part = f"s{spec.seeds[0]}" if len(spec.seeds) == 1 else f"x{len(spec.seeds)}"
     name = session.same_name(resume or f"{spec.name[:40]}-{part}-{os.urandom(2).hex()}")
     with session.all_processes():
@@ -85,6 +90,7 @@ def run_in(session: Session, name: str, parent: str | None = None, oversight: Ov
         Stopped: `oversight` ended it.
     """
     assembled: Assembled | None = assembly.assemble(session.spec, session.loaded, session.spec.seeds[0])  # mistakes
+    banners.say_begin(session, storage.safe_name(name))
     if len(session.spec.seeds) > 1:
         assembled = None  # every replicate makes its own: two models are never held at once
         return _run_replicates(session, storage.safe_name(name), parent, oversight)
@@ -104,6 +110,8 @@ class _Run:
     oversight: Oversight | None
     of_group: bool
     """Who goes on with the group goes on with it."""
+    is_replicate: bool = False
+    """It has a heading of its own."""
 
     @property
     def folder(self) -> Path:
@@ -125,11 +133,11 @@ def _run_replicates(session: Session, group: str, parent: str | None, oversight:
         parent_id = tracker.wait_open(60)
         for number, seed in enumerate(spec.seeds):
             one = oversight.of_seed(number, [r.scores for r in results]) if oversight else None
-            of = _Run(session, name_of_child(group, seed), seed, parent_id, one, of_group=True)
+            of = _Run(session, name_of_child(group, seed), seed, parent_id, one, of_group=True, is_replicate=True)
             results.append(_same_result(of) or _run_seed(of, None))
         if session.accelerator.is_main_process:
             replicates.summarise([r.scores for r in results], [r.name for r in results], folder, tracker, terminal)
-    return results
+    return [replace(one, parent=(group, tracker.run_id)) for one in results]
 
 
 def name_of_child(group: str, seed: int) -> str:
@@ -185,7 +193,9 @@ def _run_seed(of: _Run, assembled: Assembled | None) -> Result:
     if accelerator.scaler:
         accelerator.scaler.load_state_dict(session.loss_scale)
     assembled = assembled or assembly.assemble(spec, loaded, seed)
-    record.say_start(terminal, name, assembled)
+    if of.is_replicate:
+        terminal.title(f"\n{name}")
+    banners.say_parts(terminal, assembled)
     tracker = session.start_tracker(name, of.parent, is_resumed=folder.exists())
     with session.working(name, tracker, of_group=of.of_group) as lock:
         statement = Statement(spec, seed, name, loaded, accelerator, session.key)
@@ -217,7 +227,7 @@ def _run_seed(of: _Run, assembled: Assembled | None) -> Result:
                 checkpoints.clear()
     if accelerator.is_main_process:
         told = scores, judged.headline, judged.ladder, statement.signed_by
-        record.say_result(terminal, name, folder, tracker, *told)
+        banners.say_result(terminal, name, folder, tracker, *told)
     accelerator.free_memory()  # the optimizer of this run; the next one brings its own
     return Result(name, seed, folder, tracker.run_id, scores)
 

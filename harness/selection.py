@@ -19,6 +19,7 @@ from harness.checkpoint import Checkpoints, Snapshot
 from harness.console import Terminal
 from harness.errors import Interrupted, Stopped, StorageError, TrainingError
 from harness.metric import History, Metric
+from harness.progress import Pace, ProgressLine
 from harness.spec import Spec
 from harness.storage import RunLock
 from harness.task import Task
@@ -133,19 +134,32 @@ class Selection:
 
     def _train(self) -> Selected:
         if not self.found.is_done:
-            with self.terminal.progress(self.total) as line:
+            with self._line() as line:
                 self.clock = time.monotonic()
                 for step in self.training.steps():
                     self._note(step)
-                    if line.due():
-                        line.update(step.number, f"epoch {step.epoch}  loss {step.loss:.3f}")
-                    if self._follow(step):
+                    line.take(step.number, step.loss, step.num_tokens, step.learning_rate)
+                    is_over = self._follow(step)
+                    line.followed(self._score_at(step.number))
+                    if is_over:
                         break
             self.found.is_done = True
             self._save(self.found.num_steps)
         if code := self.training.agreement.reach().exit_code:
             raise Interrupted(code, is_agreed=True)
         return self.found
+
+    def _line(self) -> ProgressLine:
+        """The progress line, from where the training stands."""
+        metric, begun = self.spec.early_stopping.metric, self.training.progress.number
+        pace = Pace(self.total, self.per_epoch, self.spec.evaluation.every.steps(self.per_epoch))
+        score = next((score for _, score in reversed(self.found.history[metric])), None)
+        return ProgressLine(self.terminal, pace, metric, step=begun, score=score)
+
+    def _score_at(self, step: int) -> float | None:
+        """The score that selects, of the validation after this step; None: there was none."""
+        at, score = next(reversed(self.found.history[self.spec.early_stopping.metric]), (0, 0.0))
+        return score if at == step else None
 
     def _follow(self, step: train.Step) -> bool:
         """What follows a step: validation, checkpoint, a stop that was asked for; returns whether training is over."""

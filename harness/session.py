@@ -119,10 +119,20 @@ class Session:
             tracker.finish(status)
             if lock:
                 lock.release()
-            if can_go_on and not of_group and (self.output / "runs" / name).is_dir():
-                self.terminal.say(f"resume  {self._resume_command(name)}")
+            if status != "FINISHED" and not of_group and (self.output / "runs" / name).is_dir():
+                self._say_unfinished(name, tracker, status, can_go_on)
 
-    def _resume_command(self, name: str) -> str:
+    def _say_unfinished(self, name: str, tracker: Tracker, status: str, can_go_on: bool) -> None:
+        """Where a run is that did not end, and how it goes on; said in quiet runs, too."""
+        self.terminal.say(f"\nrun     {name}, {status}, MLflow id {tracker.run_id or 'none: not recorded'}")
+        self.terminal.say(f"folder  {self.output / 'runs' / name}")
+        if tracker.problem:
+            self.terminal.say(f"NOTE    {tracker.problem}")
+        if can_go_on:
+            self.terminal.say(f"resume  {self.resume_command(name)}", always=True)
+
+    def resume_command(self, name: str) -> str:
+        """How a run of this name goes on, launched as this process was."""
         place = [] if self.spec.output == "mlruns" else [f"output={self.spec.output}"]
         return f"{self.launch_command} " + shlex.join(["--resume", name, *place])
 
@@ -136,8 +146,8 @@ class Session:
         return f"{launch} launch.py"
 
 
-def begin(spec: Spec, insecure: bool = False) -> Session:
-    """Key, folder, device and data.
+def begin(spec: Spec, insecure: bool = False, *, quiet: bool = False) -> Session:
+    """Key, folder, device and data; `quiet`: of them, only notes are said.
 
     Raises:
         UserError: there is no signing key although one is required; or as `assembly.load` does.
@@ -151,7 +161,7 @@ def begin(spec: Spec, insecure: bool = False) -> Session:
         fix = "make one with `harness keygen`, or name it in HARNESS_SIGNING_KEY_FILE"
         raise UserError("there is no signing key", where="provenance.require_signature", fix=fix)
     output = storage.writable(storage.PROJECT / spec.output)
-    terminal = Terminal(is_first)
+    terminal = Terminal(is_first, quiet=quiet)
     accelerator = processes.build_accelerator(device.resolve_precision(spec.precision, terminal.say))
     device.use_all_cores(terminal.say)
     device.use_fast_matmul(terminal.say)

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import notes
 from harness.errors import RunInUse, StorageError
 
 if TYPE_CHECKING:
@@ -197,6 +198,7 @@ class RunLock:
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
                 raise
+            notes.note(f"no file locks in {self.path.parent}: a run that is started twice is told by its clock alone")
             return False
         return True
 

@@ -23,6 +23,19 @@ def test_what_this_device_would_ignore_or_only_imitate_is_said(monkeypatch: pyte
     assert "no instructions for it" in told[0]
 
 
+@pytest.mark.parametrize(("launched", "told"), [("no", 0), ("bf16", 1), (None, 0)])
+def test_a_precision_that_only_the_launcher_was_given_is_said(
+    launched: str | None, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`accelerate launch --mixed_precision`, or its config file."""
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    notes: list[str] = []
+    assert device.resolve_precision("no", notes.append) == "no"
+    assert notes == ["NOTE Accelerate's mixed precision bf16 is not used: precision=no decides, here float32"] * told
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_auto_is_bf16_where_the_gpu_has_it() -> None:

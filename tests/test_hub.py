@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from harness import builtin, hub
+from harness import builtin, hub, notes
 from harness.data import Data, load
 from harness.errors import DataError, ModelError
 
@@ -96,8 +96,13 @@ def test_what_can_only_be_a_path_is_never_asked_for(
             ask(name)
 
 
-def test_what_is_cached_needs_no_network(online: None, cached: Path) -> None:
+def test_what_is_cached_needs_no_network(
+    online: None, cached: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(notes, "_told", set())
     assert hub.resolve("some/cached") == hub.resolve("some/cached", COMMIT) == str(cached)
+    told = f"NOTE the Hub cannot be asked: some/cached as it lies in the cache, {cached}\n"
+    assert capsys.readouterr().err == told, "once"
     assert hub.weights_file("some/cached") is None
     for name, revision in (("some/cached", "another"), ("some/other", None)):
         with pytest.raises(ModelError, match=r"cannot be reached"):
@@ -107,6 +112,7 @@ def test_what_is_cached_needs_no_network(online: None, cached: Path) -> None:
 def test_offline_only_the_cache_counts(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "_unreachable", lambda url: pytest.fail(f"{url} was asked"))
+    monkeypatch.setattr(notes, "note", lambda text: pytest.fail(f"that is what was asked for: {text}"))
     assert hub.resolve("some/cached") == str(cached)
     with pytest.raises(ModelError, match=r"model.name: 'some/other' is neither .* HF_HUB_OFFLINE is set\n.*unset"):
         hub.resolve("some/other")

@@ -10,7 +10,7 @@ from setuptools.config.pyprojecttoml import read_configuration
 
 ROOT = Path(__file__).parent.parent / "harness"
 LAYERS = [
-    ["errors", "settings", "units", "threads"],
+    ["errors", "settings", "units", "threads", "notes"],
     ["faults", "interruption"],
     [
         "storage",
@@ -42,6 +42,7 @@ LAYERS = [
         "tracker",
         "yaml_source",
         "latency",
+        "progress",
     ],
     ["pairs", "chain", "hub", "processes", "spool", "tracking_mlflow", "metrics", "methods"],
     ["sources", "tracking_writer"],
@@ -53,7 +54,7 @@ LAYERS = [
     ["train", "assembly", "verification"],
     ["fingerprint", "report", "footprint", "selection", "deployment", "rehearsal"],
     ["doctor", "prediction", "origins", "plan", "record", "proofs", "replicates", "variants", "session"],
-    ["selftest", "judgement"],
+    ["selftest", "judgement", "banners"],
     ["run"],
     ["sweeps", "compare", "cli_signatures"],
     ["cli_compare", "cli_predict"],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -96,3 +97,27 @@ def test_a_step_that_was_left_out_is_counted_and_has_no_gradient_norm(monkeypatc
     assert found.history["train/skipped_steps"] == [(2, 1.0)]
     assert [step for step, _ in found.history["train/grad_norm"]] == [1, 3]
     assert [step for step, _ in found.history["train/loss"]] == [1, 3]
+
+
+def test_the_progress_line_goes_on_where_the_training_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the last score of what was taken before, and without its pace."""
+    chosen = selection([], monkeypatch, "train.max_steps=9", "evaluation.every=2 steps")
+    chosen.training = SimpleNamespace(progress=SimpleNamespace(number=6))  # type: ignore[assignment]
+    chosen.found.history["validation/f1_macro"] = [(2, 0.25), (6, 0.5)]
+    line = chosen._line()
+    assert (line.pace.total, line.pace.per_epoch, line.pace.per_validation) == (9, 3, 2)
+    assert line.fields(line._begun) == ["step 6/9", "f1_macro 0.5000", "epoch 2/3"]
+    assert chosen._score_at(6) == 0.5 and chosen._score_at(7) is None
+
+
+def test_a_run_shows_its_steps_and_each_score(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("harness.progress.ProgressLine.due", lambda line, now: True)
+    chosen = selection([0.5, 0.75], monkeypatch, "train.max_steps=6", "early_stopping.patience=null")
+    chosen.terminal = Terminal()
+    chosen.select(seed=0)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.split("  ")[0] for line in told] == [f"step {step}/6" for step in range(1, 7)]
+    assert ["f1_macro 0.5000" in line for line in told] == [False] * 3 + [True] * 3
+    assert "left + validation" in told[2] and "validation" not in told[3]

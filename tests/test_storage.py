@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import notes
 from harness.errors import RunInUse, UserError
 from harness.storage import PROJECT, RunLock
 
@@ -71,8 +72,11 @@ def test_a_lock_of_a_machine_that_is_known_to_be_gone_is_taken_over(tmp_path: Pa
     lock.release()
 
 
-def test_without_flock_the_age_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_flock_the_age_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """F22: some network file systems have none."""
+    monkeypatch.setattr(notes, "_told", set())
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
@@ -86,6 +90,7 @@ def test_without_flock_the_age_tells(tmp_path: Path, monkeypatch: pytest.MonkeyP
     os.utime(first.path, (0, 0))
     second.acquire()
     second.release()
+    assert capsys.readouterr().err.count("NOTE no file locks in") == 1
 
 
 def test_touching_shows_that_the_owner_lives(tmp_path: Path) -> None:

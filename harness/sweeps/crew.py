@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness import threads
+from harness import notes, threads
 from harness.errors import TrainingError, UserError
 from harness.storage import PROJECT
 from harness.sweeps.space import SearchSpace
@@ -44,6 +44,8 @@ class _Processes:
         self._arguments, self._folder, self._gpus = arguments, folder, _gpus()
         self._cores = max(1, threads.share_of_cores() // space.workers)
         self._restarts = _RESTARTS * space.workers
+        if 0 < len(self._gpus) < space.workers:
+            notes.note(f"{space.workers} workers share {len(self._gpus)} GPUs, and their memory")
         self._running = {number: self._start(number) for number in range(space.workers)}
 
     def _start(self, number: int) -> subprocess.Popen[bytes]:

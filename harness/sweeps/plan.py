@@ -169,6 +169,12 @@ def render(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def as_values(plan: Plan) -> dict[str, Any]:
+    """The same for programs: what makes the study that study, its sizes, and what is not the same for all."""
+    sizes = {arm: plan.size(arm) for arm in plan.space.arms}
+    return {"study": plan.name, **definition(plan), "sizes": sizes, "notes": plan.budgets()}
+
+
 def _several(number: int | None, what: str) -> str:
     return f"{number or 'as many as fit'} {what}{'s' * (number != 1)}"
 

@@ -33,13 +33,14 @@ _PARENT_SECONDS = 60.0
 """How long the study's run in MLflow may take to be made."""
 
 
-def run(plan: Plan, arguments: list[str], *, is_worker: bool = False) -> None:
-    """Begin a study, go on with it, or help with it; returns when it is over.
+def run(plan: Plan, arguments: list[str], *, is_worker: bool = False, quiet: bool = False) -> Path | None:
+    """Begin a study, go on with it, or help with it; returns its report.json, or None where another process makes it.
 
     Args:
         plan: what is searched.
         arguments: of the command line, for further workers.
         is_worker: take trials only; another process leads.
+        quiet: say nothing but notes, and how a study that did not end goes on.
 
     Raises:
         UserError: before anything is trained, for whatever cannot work.
@@ -52,19 +53,24 @@ def run(plan: Plan, arguments: list[str], *, is_worker: bool = False) -> None:
         fix = "a trial on several GPUs: accelerate launch and workers=1; several trials: python launch.py and workers=N"
         raise SpecError("several workers of several processes each", where="workers", fix=fix)
     if several and not is_worker:
-        _supervise(plan, first, folder, arguments)
+        study: Study | None = _supervise(plan, first, folder, arguments, quiet)
     else:
-        _work(plan, first, folder, is_worker)
+        study = _work(plan, first, folder, is_worker, quiet)
+    if study is None or is_worker:
+        return None
+    from harness.sweeps.conclusion import is_concluded
+
+    return folder / "report.json" if is_concluded(study) else None
 
 
-def _work(plan: Plan, first: Spec, folder: Path, is_worker: bool) -> None:
-    """Take trials in this process, and lead if nobody does."""
+def _work(plan: Plan, first: Spec, folder: Path, is_worker: bool, quiet: bool) -> Study | None:
+    """Take trials in this process, and lead if nobody does; returns the study, on the first process."""
     from harness.session import begin
     from harness.sweeps.conclusion import conclude
     from harness.sweeps.worker import CONFIRM, Worker, plan_confirmation
 
     study = Study(plan, folder) if os.environ.get("RANK", "0") == "0" else None
-    session = begin(first)
+    session = begin(first, quiet=quiet)
     with session.all_processes(), ExitStack() as stack:
         lead = (
             stack.enter_context(_leading(plan, study, session.output, session.terminal))
@@ -88,7 +94,8 @@ def _work(plan: Plan, first: Spec, folder: Path, is_worker: bool) -> None:
         if study and lead:
             conclude(plan, study, session, lead)
         elif study and not is_worker:
-            _replace(plan, study, first, session)
+            _replace(plan, study, first, session.terminal, session)
+    return study
 
 
 def _refuse_other_inputs(study: Study, session: Session) -> None:
@@ -121,25 +128,24 @@ def _parent(study: Study) -> str | None:
     return found or None
 
 
-def _replace(plan: Plan, study: Study, first: Spec, session: Session | None = None) -> None:
+def _replace(plan: Plan, study: Study, first: Spec, terminal: Terminal, session: Session | None = None) -> None:
     """Make the report in the place of a process that led the study and is gone without."""
     from harness.session import begin
     from harness.sweeps.conclusion import conclude, is_concluded
 
-    terminal = session.terminal if session else Terminal()
     if not is_concluded(study):
         with _leading(plan, study, storage.PROJECT / first.output, terminal) as lead:
             if lead:
                 terminal.say("the process that led this study is gone: this one makes the report")
-                conclude(plan, study, session or begin(first), lead)
+                conclude(plan, study, session or begin(first, quiet=terminal.quiet), lead)
 
 
-def _supervise(plan: Plan, first: Spec, folder: Path, arguments: list[str]) -> None:
+def _supervise(plan: Plan, first: Spec, folder: Path, arguments: list[str], quiet: bool) -> Study:
     """Let other processes take the trials, look after them, and conclude.
 
     They begin before this process imports what it needs itself, PyTorch and MLflow: seconds.
     """
-    study, terminal, output = Study(plan, folder), Terminal(), storage.PROJECT / first.output
+    study, terminal, output = Study(plan, folder), Terminal(quiet=quiet), storage.PROJECT / first.output
     with _leading(plan, study, output, terminal) as lead:
         make = ray_crew if plan.space.executor == "ray" else local_crew
         with StudyView(plan.space, terminal, plan.space.workers) as view:
@@ -156,9 +162,10 @@ def _supervise(plan: Plan, first: Spec, folder: Path, arguments: list[str]) -> N
             from harness.session import begin
             from harness.sweeps.conclusion import conclude
 
-            conclude(plan, study, begin(first), lead)
+            conclude(plan, study, begin(first, quiet=quiet), lead)
     if not lead:
-        _replace(plan, study, first)
+        _replace(plan, study, first, terminal)
+    return study
 
 
 @contextmanager
@@ -180,7 +187,7 @@ def _leading(plan: Plan, study: Study, output: Path, terminal: Terminal) -> Iter
         finally:
             tracker.finish(status)
             if status != "FINISHED":
-                terminal.say(f"resume  the same command again: it goes on with the study {plan.name}")
+                terminal.say(f"resume  the same command again: it goes on with the study {plan.name}", always=True)
 
 
 def _start_tracker(plan: Plan, study: Study, output: Path) -> Tracker:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from contextlib import suppress
 from types import TracebackType
@@ -33,13 +32,13 @@ class Trials(Protocol):
 
 
 class StudyView:
-    """Shows the trials of a study, and keeps the runs themselves quiet."""
+    """Shows the trials of a study, and of the runs themselves only what they note."""
 
     def __init__(self, space: SearchSpace, terminal: Terminal, workers: int = 1) -> None:
         self.space, self._out, self._workers = space, terminal, workers
-        self.terminal = Terminal(speaks=False)
-        """For the runs."""
-        self._is_live = terminal.speaks and sys.stdout.isatty()
+        self.terminal = terminal.aside()
+        """For the runs: of them, notes are shown."""
+        self._is_live = terminal.is_live
         self._live = Live(console=terminal.console, auto_refresh=False) if self._is_live else None
         self._told: set[tuple[str, int, Any]] | None = None
         self._shown_at, self._began = 0.0, time.monotonic()
@@ -63,7 +62,11 @@ class StudyView:
 
     def show(self, study: Trials, *, at_once: bool = False) -> None:
         """Show how far the study is."""
-        if not self._out.speaks or (time.monotonic() - self._shown_at < _REFRESH_SECONDS and not at_once):
+        if (
+            not self._out.speaks
+            or self._out.quiet
+            or (time.monotonic() - self._shown_at < _REFRESH_SECONDS and not at_once)
+        ):
             return
         self._shown_at = time.monotonic()
         with suppress(StorageError):  # there is more to do than to look

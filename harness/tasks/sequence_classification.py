@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from harness import hub, losses
+from harness import hub, losses, notes
 from harness.batch import Batch, cut
 from harness.data import Example, Split, Splits
 from harness.errors import DataError, ModelError
@@ -228,7 +228,10 @@ def _load_tokenizer(checkpoint: str, revision: str | None) -> Any:
 
     with hub.explained("tokenizer", checkpoint), _quiet_loading():
         folder = hub.resolve(checkpoint, revision)
-        return AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
+    if not tokenizer.is_fast:
+        notes.note(f"the tokenizer of '{checkpoint}' exists in Python only: reading texts takes many times longer")
+    return tokenizer
 
 
 @contextmanager

@@ -1,0 +1,66 @@
+"""What is used instead of what was meant is said, once. Notes of runs that have a terminal: tests of what says them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import transformers
+from accelerate import DistributedType
+
+from harness import notes, processes
+from harness.sweeps import crew, space
+from harness.tasks import sequence_classification
+
+
+@pytest.fixture(autouse=True)
+def told(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    texts: set[str] = set()
+    monkeypatch.setattr(notes, "_told", texts)
+    return texts
+
+
+def test_a_note_is_said_once_on_stderr_by_the_first_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    notes.note("that instead of this")
+    monkeypatch.setenv("RANK", "0")
+    for _ in range(2):
+        notes.note("that instead of this")
+    notes.note("something else")
+    said = capsys.readouterr()
+    assert said.out == "" and said.err == "NOTE that instead of this\nNOTE something else\n"
+
+
+@pytest.mark.parametrize(("backend", "count"), [("INDUCTOR", 1), ("NO", 0), ("", 0), (None, 0)])
+def test_a_compiler_that_the_launcher_was_given(
+    backend: str | None, count: int, told: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = SimpleNamespace(num_processes=1, distributed_type=DistributedType.NO, gradient_accumulation_steps=1)
+    monkeypatch.setattr(processes, "Accelerator", lambda **_: plain)
+    for name in ("ACCELERATE_DYNAMO_BACKEND", "MASTER_ADDR", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    if backend is not None:
+        monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", backend)
+    processes.build_accelerator("no")
+    assert len(told) == count
+
+
+@pytest.mark.parametrize(("gpus", "count"), [(["0", "1"], 1), (["0", "1", "2"], 0), ([], 0)])
+def test_workers_that_share_gpus(
+    gpus: list[str], count: int, told: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "_gpus", lambda: gpus)
+    monkeypatch.setattr(crew, "_start_worker", lambda *_: SimpleNamespace())
+    crew._Processes(space.load("lora_rank", ["workers=3"]), [], tmp_path)
+    assert told == ({"3 workers share 2 GPUs, and their memory"} if count else set())
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_a_slow_tokenizer(is_fast: bool, told: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = SimpleNamespace(is_fast=is_fast)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: of)
+    assert sequence_classification._load_tokenizer(str(tmp_path), None) is of
+    assert len(told) == (not is_fast)
