@@ -71,7 +71,7 @@ def execute(path: Path, folder: Path) -> Any:
         client = NotebookClient(
             notebook,
             config=Config({"KernelManager": transport}),
-            timeout=300,
+            timeout=600,
             kernel_name="python3",
             record_timing=False,
             coalesce_streams=True,
