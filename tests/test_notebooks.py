@@ -51,9 +51,8 @@ def test_its_outputs_are_those_of_its_sources_and_of_no_machine(path: Path) -> N
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), fix
     assert notebook.metadata.sources == notebooks.digest_of_sources(notebook), f"edited since it was executed: {fix}"
     for cell in cells:
-        assert bool(cell.outputs) == bool(re.search(r"^ *(print\(|shown\(|Image\(|plt\.show)", cell.source, re.M)) or (
-            "def " in cell.source
-        ), cell.source
+        speaks = re.search(r"^(print\(|shown\(|Image\(|plt\.show\()", cell.source, flags=re.MULTILINE)
+        assert cell.outputs or not speaks, cell.source
         assert {output.output_type for output in cell.outputs} <= {"stream", "display_data", "execute_result"}
         assert all(output.get("name") != "stderr" for output in cell.outputs), cell.outputs
         for text in texts_of(cell):
@@ -70,7 +69,7 @@ def test_every_notebook_has_its_line_in_the_readme_of_their_folder() -> None:
     text = (notebooks.FOLDER / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| \[(\w+\.ipynb)\]\(\1\)", text, flags=re.MULTILINE) == [path.name for path in ALL]
     assert "python -m tests.notebooks" in text
-    assert "docs/notebooks/" in (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"^docs/ .*notebooks/", (PROJECT / "README.md").read_text(encoding="utf-8"), re.M)
 
 
 @pytest.mark.slow
