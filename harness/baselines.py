@@ -100,8 +100,9 @@ def _frozen(splits: Splits, checkpoint: str, revision: str | None) -> Labels:
     from transformers import AutoModel, AutoTokenizer
 
     source = hub.resolve(checkpoint, revision)
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32).eval()
+    with hub.quiet_loading():
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32).eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

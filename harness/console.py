@@ -25,7 +25,10 @@ class Terminal:
         self.speaks, self.quiet = speaks, quiet
         width = None if sys.stdout.isatty() else 140  # a log file has room
         colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
-        self.console = Console(quiet=not speaks, highlight=False, soft_wrap=True, width=width, color_system=colours)
+        self.console = Console(
+            quiet=not speaks, width=width, color_system=colours, highlight=False, soft_wrap=True,
+            force_jupyter=False,  # printed lines in a notebook, too
+        )  # fmt: skip
         self._told: set[str] = set()
         self._repeats = True
 

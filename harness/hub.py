@@ -6,6 +6,7 @@ The only door to `huggingface_hub`. Its own client waits for minutes where there
 
 from __future__ import annotations
 
+import logging
 import re
 import ssl
 import textwrap
@@ -53,6 +54,21 @@ def resolve(name: str, revision: str | None = None) -> str:
             return str(folder)
         raise
     return name
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Loading a checkpoint prints neither a progress bar nor the table of weights it lacks or has too many."""
+    from transformers.utils import logging as transformers_logging
+
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    transformers_logging.disable_progress_bar()
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def weights_file(name: str) -> Path | None:

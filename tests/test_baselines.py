@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
@@ -42,7 +44,6 @@ def test_a_single_cut_leaves_out_what_needs_three_classes() -> None:
 
 def test_a_baseline_that_cannot_be_had_is_left_out_and_said(reviews: Splits) -> None:
     """Texts without a repeated word leave TF-IDF nothing to count."""
-    import dataclasses
 
     def unrepeated(split: data.Split) -> data.Split:
         examples = [
@@ -67,3 +68,13 @@ def test_a_signal_ends_them(reviews: Splits, monkeypatch: pytest.MonkeyPatch) ->
     given = Data(name="builtin:product_reviews", text="text", label="label")
     with pytest.raises(Interrupted):
         baselines.measure(reviews, given, "builtin:minilm", None)
+
+
+def test_a_checkpoint_with_a_head_is_read_without_a_table_of_what_it_lacks(
+    reviews: Splits, tiny: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    (checkpoint,) = (word.removeprefix("model.name=") for word in tiny if word.startswith("model.name="))
+    train, test = (dataclasses.replace(s, examples=s.examples[:40]) for s in (reviews.train, reviews.test))
+    few = dataclasses.replace(reviews, train=train, test=test)
+    assert len(baselines._frozen(few, checkpoint, None)) == 40
+    assert "".join(capfd.readouterr()) == ""

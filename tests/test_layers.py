@@ -102,7 +102,7 @@ DOORS = {
         "rehearsal",
         "selftest",
     },
-    "transformers": {"tasks", "optim", "baselines"},
+    "transformers": {"tasks", "optim", "baselines", "hub"},
     "peft": {"methods"},
     "datasets": {"sources"},
     "huggingface_hub": {"hub"},

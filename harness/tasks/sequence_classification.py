@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,7 +103,7 @@ class SequenceClassification(Task):
         """
         from transformers import AutoModelForSequenceClassification
 
-        with hub.explained("model", checkpoint), _quiet_loading():
+        with hub.explained("model", checkpoint), hub.quiet_loading():
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 hub.resolve(checkpoint, revision),
                 revision=revision,
@@ -226,24 +224,9 @@ class SequenceClassification(Task):
 def _load_tokenizer(checkpoint: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
-    with hub.explained("tokenizer", checkpoint), _quiet_loading():
+    with hub.explained("tokenizer", checkpoint), hub.quiet_loading():
         folder = hub.resolve(checkpoint, revision)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
     if not tokenizer.is_fast:
         notes.note(f"the tokenizer of '{checkpoint}' exists in Python only: reading texts takes many times longer")
     return tokenizer
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Without the table of newly made head weights and the progress bar: what is new is in the parameter table."""
-    from transformers.utils import logging as transformers_logging
-
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    transformers_logging.disable_progress_bar()
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
