@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+from typing import Any
 
-import click
 import typer
 
 from harness import spec
@@ -55,13 +55,11 @@ def known_commands() -> set[str]:
 
 
 def parse(words: list[str]) -> None:
-    """Read the words behind `harness`, and run nothing. Raises click.UsageError for what it does not understand."""
-    command: click.Command = typer.main.get_command(app)
-    context = click.Context(command)
-    while isinstance(command, click.Group):
-        name, command, words = command.resolve_command(context, words)
-        context = click.Context(command, info_name=name, parent=context)
-    command.parse_args(context, words)
+    """Read the words behind `harness`, and run nothing. Raises KeyError for a command, typer's own for an option."""
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        command, words = command.commands[words[0]], words[1:]
+    command.make_context(command.name, words).close()
 
 
 def make_targets() -> set[str]:
