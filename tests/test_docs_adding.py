@@ -15,7 +15,7 @@ import pytest
 from harness.storage import PROJECT
 from tests import pages
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TEXT = (PROJECT / "docs" / "adding.md").read_text(encoding="utf-8")
 SHOWN = dict(re.findall(r"^`([\w/]+\.(?:py|yaml))`\n\n```\w+\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL))
@@ -41,7 +41,7 @@ def python(copy: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run in the copy, which is then what `harness` means."""
     return subprocess.run(
         [sys.executable, *words], cwd=copy, env={**os.environ, "PYTHONPATH": str(copy), "HF_HUB_OFFLINE": "1"},
-        capture_output=True, text=True, timeout=280, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
 
 

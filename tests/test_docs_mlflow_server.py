@@ -21,7 +21,7 @@ from tests import pages
 from tests.stores import closed_port
 from tests.sweeps.postgres import Postgres
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TEXT = (PROJECT / "docs" / "mlflow_server.md").read_text(encoding="utf-8")
 BIN = Path(sys.executable).parent
@@ -57,7 +57,7 @@ def harness(*words: str, uri: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}
     command = [sys.executable, "-c", "from harness.cli import main; main()", *words]
     return subprocess.run(
-        command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -67,7 +67,7 @@ def train(tiny: list[str], output: Path, uri: str) -> str:
     words = re.sub(r"tracking\.uri=\S+", f"tracking.uri={uri}", line)
     command = [sys.executable, "launch.py", *shlex.split(words), *SMOKE, *tiny, "latency.measure=false"]
     done = subprocess.run(
-        [*command, f"output={output}"], cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False
+        [*command, f"output={output}"], cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
