@@ -5,6 +5,8 @@ The calm sequential scale runs from paper to deep blue; its lightness falls even
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
@@ -50,6 +52,12 @@ def _wait_for_pandas() -> None:
     import pandas  # noqa: F401
 
 
+def _wait_for_ipython() -> None:
+    """matplotlib does the same with IPython, which MLflow imports where it is installed: wait for that."""
+    if "IPython" in sys.modules:
+        importlib.import_module("IPython")
+
+
 def dress(figure: Any, title: str, width: int, height: int) -> None:
     """Give a plotly figure the project's fonts, colours and size (pixels)."""
     axis = {"gridcolor": GRID, "linecolor": GRID, "zeroline": False, "title": {"font": {"color": MUTED, "size": 13}}}
@@ -71,6 +79,7 @@ def image(title: str, width: float, height: float) -> Figure:
     """An empty matplotlib figure (inches) with a title, made without pyplot and therefore safe in any thread."""
     from matplotlib.figure import Figure
 
+    _wait_for_ipython()
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.14, h_pad=0.14)  # type: ignore[union-attr, call-arg]
     figure.suptitle(title, x=0.03, ha="left", fontsize=13, fontweight="bold", color=INK, parse_math=False)
@@ -107,6 +116,7 @@ def as_part(figure: Any, *, library: bool) -> str:
 
 def save_png(figure: Figure, path: Path) -> None:
     """Write a matplotlib figure as an image, drawn by Agg; equal figures give equal bytes. Raises StorageError."""
+    _wait_for_ipython()
     try:
         figure.savefig(path, format="png", dpi=160, metadata={"Software": None})
     except OSError as error:

@@ -83,3 +83,20 @@ def test_a_figure_waits_for_a_thread_that_is_importing_pandas(make: str, tmp_pat
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_image_waits_for_a_thread_that_is_importing_ipython(tmp_path: Path) -> None:
+    """matplotlib looks for IPython in the same place; MLflow imports it in the tracker's thread."""
+    (tmp_path / "IPython.py").write_text("import time\ntime.sleep(2)\nversion_info = (9, 0)\n")
+    code = (
+        "import importlib, sys, threading, time\n"
+        "from harness import figures\n"
+        "import matplotlib.figure\n"
+        "threading.Thread(target=importlib.import_module, args=('IPython',)).start()\n"
+        "while 'IPython' not in sys.modules: time.sleep(0.01)\n"
+        f"figures.save_png(figures.image('Title', 2, 1), {str(tmp_path / 'image.png')!r})\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{PROJECT}"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import pytest
 import yaml
 
 from harness import spec, yaml_source
-from harness.cli import app
 from harness.errors import SpecError
 from harness.storage import PROJECT
-from harness.sweeps import mistakes, space
+from harness.sweeps import space
+from tests import pages
 from tests.toys import classifier, deviation, random_batch
 
 TEXT = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -35,43 +34,29 @@ def test_the_tree_stands_in_the_order_of_the_layers() -> None:
     assert [LAYER[room] for room in rooms] == sorted(LAYER[room] for room in rooms)
 
 
-LAUNCHES = re.findall(r"^(?:accelerate launch|python) launch\.py (exp=.+?)(?:  .*)?$", TEXT, flags=re.MULTILINE)
-
-
-@pytest.mark.parametrize("line", LAUNCHES)
+@pytest.mark.parametrize("line", pages.launches(TEXT))
 def test_launch_commands_are_accepted(line: str) -> None:
-    words = [word for word in shlex.split(line) if not word.startswith("--")]
-    told = pytest.raises(SpecError) if "learing_rate" in line else nullcontext()
-    exp, rest = words[0].removeprefix("exp="), [word for word in words[1:] if not word.startswith("sweep=")]
-    with told:
-        if sweep := [word.removeprefix("sweep=") for word in words if word.startswith("sweep=")]:
-            own = [word for word in rest if space.is_setting(word)]
-            mistakes.check(space.load(sweep[0], own), exp, [word for word in rest if word not in own])
-        else:
-            spec.load(exp, rest)
+    with pytest.raises(SpecError) if "learing_rate" in line else nullcontext():
+        pages.accept(line)
 
 
 def test_the_search_space_in_it_is_a_shipped_one() -> None:
     """Comments aside."""
-    (shown,) = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
+    (shown,) = pages.blocks(TEXT, "yaml")
     shipped = yaml_source.load(PROJECT / "search_spaces" / "lora_rank.yaml")
     assert yaml.safe_load(shown) == shipped
 
 
 def test_there_are_such_commands() -> None:
-    assert len(LAUNCHES) >= 8
+    assert len(pages.launches(TEXT)) >= 8
 
 
 def test_console_commands_exist() -> None:
-    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    known |= {str(group.name) for group in app.registered_groups}
-    assert set(re.findall(r"^harness ([a-z]+)", TEXT, flags=re.MULTILINE)) == known
+    assert pages.harness_commands(TEXT) == pages.known_commands()
 
 
 def test_make_targets_exist() -> None:
-    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"`?make ([a-z]+)", TEXT):
-        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    assert set(re.findall(r"`?make ([a-z]+)", TEXT)) <= pages.make_targets()
 
 
 def test_every_experiment_is_in_the_table_with_its_score() -> None:
@@ -87,7 +72,7 @@ def test_every_search_space_is_in_the_table() -> None:
 def test_the_python_in_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = {"model": classifier(), "pretrained": classifier()}
-    snippet, _ = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)  # the other: test_weights_elsewhere.py
+    snippet, _ = pages.blocks(TEXT, "python")  # the other: test_weights_elsewhere.py
     exec(snippet, names)  # noqa: S102 - the README's own
     inputs = random_batch([5, 3]).per_token
     assert deviation(names["pretrained"](**inputs).logits, names["model"](**inputs).logits) < 1e-12

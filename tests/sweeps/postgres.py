@@ -53,9 +53,13 @@ class Postgres:
 
     def database(self, name: str) -> str:
         """A database of its own; returns its URL."""
-        with self._connect() as connection:
-            connection.execute(f"CREATE DATABASE {name}")
+        self.execute(f"CREATE DATABASE {name}")
         return self.url(name)
+
+    def execute(self, statement: str) -> None:
+        """As the superuser, outside of a transaction."""
+        with self._connect() as connection:
+            connection.execute(statement)
 
     def _connect(self) -> psycopg.Connection[Any]:
         place = {"host": str(self._folder), "port": str(self.port)}
