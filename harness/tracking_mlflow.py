@@ -68,8 +68,8 @@ def is_server(uri: str) -> bool:
 
 
 def without_password(uri: str) -> str:
-    """The URI as it may be shown and kept."""
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
+    """The URI as it may be shown and kept; up to the last `@`, for those who did not encode the others."""
+    return re.sub(r"(?<=[?&]password=)[^&]+", "***", re.sub(r"(://[^:/@]*):[^?]*@", r"\1:***@", uri))
 
 
 def safe_part(name: str) -> str:

@@ -151,7 +151,7 @@ def _target(heads: list[Message], folder: Path, uri: str | None) -> Target:
 
 def _with_password(uri: str) -> str:
     """The URI that was masked in the spool, if the environment has it. Raises HarnessError."""
-    if "***@" not in uri:
+    if "***@" not in uri and "password=***" not in uri:
         return uri
     given = os.environ.get("MLFLOW_TRACKING_URI", "")
     if without_password(given) != uri:
