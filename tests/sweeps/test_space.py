@@ -205,10 +205,12 @@ def test_a_grid_needs_no_number_of_trials() -> None:
 
 
 @pytest.mark.parametrize("word", ["pruner={percentile: {percentile: 30.0}}", "pruner=percentile"])
-def test_a_pruner_of_the_command_line_takes_the_place_of_the_one_in_the_file(word: str) -> None:
-    assert "median" in space.load("lora_rank").pruner
-    assert list(space.load("lora_rank", [word]).pruner) == ["percentile"]
-    assert space.load("lora_rank", ["pruner.median.n_warmup_steps=3"]).pruner == {"median": {"n_warmup_steps": 3}}
+def test_a_pruner_of_the_command_line_takes_the_place_of_the_one_in_the_file(word: str, write: Write) -> None:
+    plain = f"{HEAD}space: {{train.epochs: {{choice: [1, 2]}}}}\n"
+    for own in ("pruner: {median: {n_warmup_steps: 2}}", "pruner: none"):
+        name = write(f"{plain}{own}\n")
+        assert list(space.load(name, [word]).pruner) == ["percentile"]
+        assert space.load(name, ["pruner.median.n_warmup_steps=3"]).pruner == {"median": {"n_warmup_steps": 3}}
 
 
 def test_a_key_need_not_be_searched() -> None:
