@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +41,7 @@ def parameters(assembled: Assembled) -> dict[str, Any]:
 
 def write_history(history: History, best_step: int, folder: Path) -> None:
     """learning_curves.json: for each metric its steps and values, for those who draw several runs."""
-    curves = {key: [[step, value if math.isfinite(value) else None] for step, value in points]
-              for key, points in history.items()}  # fmt: skip
-    storage.write_json(folder / "learning_curves.json", {"kept": best_step, "curves": curves})
+    storage.write_json(folder / "learning_curves.json", {"kept": best_step, "curves": storage.finite(dict(history))})
 
 
 def learning_curves(history: History, best_step: int, folder: Path) -> None:

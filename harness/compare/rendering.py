@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
@@ -81,7 +80,7 @@ def to_json(comparisons: list[Comparison], notes: list[str]) -> str:
             "systems": [
                 {"name": of.name, "runs": [_run(entry) for entry in of.entries.values()]} for of in one.systems
             ],
-            "pairs": [_finite(asdict(pair)) for pair in one.pairs],
+            "pairs": [storage.finite(asdict(pair)) for pair in one.pairs],
             "groups": one.groups,
             "sentences": one.sentences(),
         }
@@ -91,16 +90,7 @@ def to_json(comparisons: list[Comparison], notes: list[str]) -> str:
 
 
 def _run(entry: Entry) -> Any:
-    return _finite({key: value for key, value in vars(entry).items() if key not in ("predictions", "curves")})
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: null."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return storage.finite({key: value for key, value in vars(entry).items() if key not in ("predictions", "curves")})
 
 
 _STYLE = """

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import significance
+from harness import significance, storage
 from harness.markdown import markdown_table
 from harness.sweeps.comparison import non_dominated
 from harness.sweeps.facts import Facts, doubt, verdict
@@ -155,8 +155,7 @@ def as_values(facts: Facts) -> dict[str, Any]:
     """The same for programs."""
     tables = {"search": search_table(facts), "confirmed": confirmation_table(facts), "test": test_table(facts)}
     named = {name: [dict(zip(columns, row, strict=True)) for row in rows] for name, (columns, rows) in tables.items()}
-    found = asdict(facts.difference) if facts.difference else {}
-    shown = {key: value for key, value in found.items() if not isinstance(value, float) or np.isfinite(value)}
+    shown = storage.finite(asdict(facts.difference)) if facts.difference else {}
     winners = {arm: list(one.runs.values()) for arm, one in facts.winners.items()}
     return {"study": facts.plan.name, "verdict": verdict(facts), "difference": shown, "winners": winners, **named}
 

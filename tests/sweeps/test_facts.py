@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from harness.sweeps import space
 from harness.sweeps.facts import Facts, OnTest, doubt, verdict
 from harness.sweeps.mistakes import check
+from harness.sweeps.report import as_values
 from harness.sweeps.trials import Arm, Confirmed, TrialRecord
 
 SEEDS = [100, 101, 102, 103, 104]
@@ -67,3 +69,10 @@ def test_the_same_difference_on_every_seed_is_no_evidence() -> None:
     """0.125 is one of eight test items: no spread does not mean no doubt."""
     told = verdict(facts(ours=[0.625, 0.75, 0.5, 0.625, 0.75], theirs=[0.5, 0.625, 0.375, 0.5, 0.625]))
     assert told.endswith("cannot be judged. Every seed differs by the same amount: so few test items have no spread.")
+
+
+def test_programs_can_read_what_could_not_be_computed() -> None:
+    """Of accuracy there is no nested interval."""
+    told = json.loads(json.dumps(as_values(facts(ours=HIGH, theirs=LOW)), allow_nan=False))
+    assert told["difference"]["nested"] == [None, None]
+    assert told["difference"]["verdict"] == "better"
