@@ -116,7 +116,7 @@ def test_a_study_of_the_search_space(copy: Path, tiny: list[str], tmp_path: Path
     line = next(line for line in pages.launches(TEXT) if "sweep=" in line and "--smoke" in line)
     done = python(copy, "launch.py", *shlex.split(line), *tiny, "latency.measure=false", f"output={tmp_path}")
     assert done.returncode == 0, done.stderr
-    assert "bitfit - full_finetune on the test split" in done.stdout
+    assert re.search(r"bitfit - full_finetune: [+-]0\.\d{4} f1_macro on the test split", done.stdout)
 
 
 def test_a_run_of_the_task_and_a_prediction(copy: Path, tiny: list[str], tmp_path: Path) -> None:
