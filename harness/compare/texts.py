@@ -105,7 +105,8 @@ def small_gpu(comparison: Comparison) -> Text | None:
         "steps once per batch. The loss denominator is counted over the whole batch first, so that the gradient is "
         "that of the uncut batch whatever the cut. What it costs is time: more and smaller matrix products.",
         "Fixed: weights, gradients, and AdamW's two moments in float32. Activations: of a full micro-batch of the "
-        "longest texts (Korthikanti et al. 2022, arXiv 2205.05198); smaller batches hold less. Measured: the peak of training less what was held before it, "
+        "longest texts (Korthikanti et al. 2022, arXiv 2205.05198); smaller batches hold less. Measured: the peak of "
+        "training less what was held before it, "
         f"{_device(comparison)[0].lower()}{_device(comparison)[1:]}",
     ]
     for name, tokens in fit.items():
