@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from harness import compression, data, digests, hub, registry, seeding, surgery
+from harness import compression, data, digests, dropout, hub, padding_free, registry, seeding, surgery
 from harness.data import Splits
 from harness.errors import ModelError, SpecError
 from harness.method import Method
@@ -113,6 +113,8 @@ def rebuild(spec: Spec, task: Task, seed: int) -> Assembled:
     for method in methods.values():
         model = method.edit_model(model)
     compression.check(spec.compression, model)
+    dropout.install(model)
+    padding_free.attach(model, spec.train.padding_free)
     head = surgery.names_of(model, head_parameters)
     if len(head) < len(head_parameters):
         what = "a method replaced parameters of the new head, which has to train whole"

@@ -49,12 +49,25 @@ class Batch:
         )
 
 
+FEWEST = 1 << 40
+"""An overhead beside which padding is nothing."""
+
+
+def overhead_tokens(device: torch.device) -> int:
+    """What one more forward and backward costs, in tokens.
+
+    On a CPU short micro-batches pay off. On a GPU launching kernels costs more than padding: there a batch is cut only
+    where memory demands it.
+    """
+    return 64 if device.type == "cpu" else 16_384
+
+
 def cut(lengths: list[int], budget: int, overhead: int) -> list[list[int]]:
     """Cut a batch into micro-batches of at most `budget` padded tokens at the least cost.
 
     A micro-batch costs rows x longest + `overhead` tokens (what one more forward and backward is worth). Sorted by
     length the cheapest cut is one into runs, found by dynamic programming over the B examples. An example longer
-    than the budget stands alone.
+    than the budget stands alone. `FEWEST` as overhead: as few micro-batches as the budget allows.
 
     Returns:
         Row numbers of each micro-batch, longest micro-batch first, so that memory peaks at the start.

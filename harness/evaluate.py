@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from harness import memory, processes
+from harness import memory, padding_free, processes
 from harness.metric import Metric, Predictions
 from harness.task import Task
 
@@ -63,7 +63,7 @@ class Evaluator:
 
     def _attempt(self, model: nn.Module, task: Task, split: str, rows: range) -> Predictions | None:
         try:
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), padding_free.running(model):
                 return task.predict(model, split, rows, self.tokens)
         except (RuntimeError, MemoryError) as error:
             if not memory.ran_out(error):

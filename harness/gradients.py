@@ -16,15 +16,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from harness import faults, memory
-from harness.batch import Batch, cut
+from harness import faults, memory, padding_free
+from harness.batch import FEWEST, Batch, cut, overhead_tokens
 from harness.processes import Agreement, sum_over
 from harness.task import Task
-
-CPU_OVERHEAD_TOKENS = 64
-"""What one more forward and backward costs on a CPU, in tokens: short micro-batches pay off."""
-GPU_OVERHEAD_TOKENS = 16_384
-"""On a GPU launching kernels costs more than padding: cut only where memory demands it."""
 
 
 class OutOfMemory(Exception):
@@ -46,7 +41,9 @@ class ExactGradient:
         self.agreement = agreement or Agreement(accelerator)
         self.micro_batch_tokens = micro_batch_tokens
         self.num_micro_batches = 0
-        self.overhead = CPU_OVERHEAD_TOKENS if accelerator.device.type == "cpu" else GPU_OVERHEAD_TOKENS
+        self.overhead = overhead_tokens(accelerator.device)
+        """What one more micro-batch costs, in tokens of padding; where padding costs nothing there are as few as can be."""
+        self._is_tried = False
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 
     def load(self, batch: Batch) -> None:
@@ -54,6 +51,17 @@ class ExactGradient:
         self._units = self.task.count(batch)
         self._rows, self._longest = len(batch), int(batch.lengths.max())
         self._batch = batch.shard(self.accelerator.process_index, self.accelerator.num_processes)
+        if not self._is_tried:
+            self._is_tried = True
+            self._try_without_padding()
+
+    def _try_without_padding(self) -> None:
+        """See whether the model runs without padding before the first cut is made, so that all are made alike."""
+        if padding_free.is_on(self.model):
+            order = self._batch.by_length()
+            few = self._batch.take([order[0], order[-1]]).to(self.accelerator.device)
+            with padding_free.trial(self.model), self.accelerator.autocast():
+                self.task.loss(self.model, few, self._units)
 
     def __call__(self) -> Tensor:
         """The batch loss, shape [], detached. Raises OutOfMemory, on all processes, if it ran out on any."""
@@ -74,12 +82,13 @@ class ExactGradient:
         for parameter in self._parameters:
             parameter.grad = None
         total = torch.zeros((), device=self.accelerator.device)
-        micro_batches = cut(self._batch.lengths.tolist(), self.micro_batch_tokens, self.overhead)
+        overhead = FEWEST if padding_free.is_on(self.model) else self.overhead
+        micro_batches = cut(self._batch.lengths.tolist(), self.micro_batch_tokens, overhead)
         self.num_micro_batches = len(micro_batches)
         for rows in micro_batches:
             micro = self._batch.take(rows).to(self.accelerator.device)
             faults.point("gradient.forward")
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), padding_free.running(self.model):
                 share = self.task.loss(self.model, micro, self._units)
             faults.point("gradient.backward")
             self.accelerator.backward(share)

@@ -40,6 +40,8 @@ class Train(Settings):
     micro_batch_tokens: int = Field(ge=1)
     """At most so many padded tokens per forward on one device. A matter of memory: it never changes the gradient."""
 
+    padding_free: Literal["auto", "always", "never"]
+    """Run the layers of the model on real tokens only, where that was shown to compute the same. auto: on a CPU."""
     memory_probe: Literal["auto", "always", "never"]
     """Take the gradient of the longest texts before the first step, so that memory that does not suffice shows at once
     instead of after hours. auto: on a GPU."""

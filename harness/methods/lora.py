@@ -69,7 +69,9 @@ class LoRALinear(surgery.Added):
             return self.base(x) + F.linear(x, factor * (self.scale * b @ a))  # type: ignore[no-any-return]
         if factor is not None:
             a, b = (a * factor, b) if factor.shape[0] == 1 else (a, b * factor)
-        return self.base(x) + self.scale * F.linear(F.linear(self.dropout(x), a), b)  # type: ignore[no-any-return]
+        inner = self.scale * F.linear(self.dropout(x), a)  # [..., R]
+        y: Tensor = self.base(x)
+        return torch.addmm(y.flatten(0, -2), inner.flatten(0, -2), b.T).view_as(y)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:

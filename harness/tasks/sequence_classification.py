@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
 from harness import hub, losses, notes
-from harness.batch import Batch, cut
+from harness.batch import Batch, cut, overhead_tokens
 from harness.data import Example, Split, Splits
 from harness.errors import DataError, ModelError
 from harness.metric import Predictions
@@ -193,7 +193,7 @@ class SequenceClassification(Task):
         scores = torch.zeros(len(rows), len(self._labels))
         model.eval()
         with torch.inference_mode():
-            for chunk in cut(lengths, budget, overhead=0):
+            for chunk in cut(lengths, budget, overhead_tokens(device)):
                 micro = self._batch(split, [rows[i] for i in chunk]).to(device)
                 scores[chunk] = model(**micro.per_token).logits.float().cpu()
         examples = [self._splits[split].examples[row] for row in rows]

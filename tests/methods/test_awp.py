@@ -24,7 +24,7 @@ LENGTHS = [[3, 11, 5, 5], [8, 2, 13, 4], [9, 6, 7]]
 SETTINGS: dict[str, Any] = {
     "batch_size": 4, "epochs": 2, "max_steps": None, "learning_rate": 0.05, "schedule": "linear", "warmup_steps": 2,
     "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "max_grad_norm": 0.5, "micro_batch_tokens": 99,
-    "memory_probe": "auto", "nonfinite": "stop", "max_nonfinite": 2,
+    "padding_free": "auto", "memory_probe": "auto", "nonfinite": "stop", "max_nonfinite": 2,
 }  # fmt: skip
 W = [torch.tensor([[3.0, -4.0]]), torch.tensor([[0.0, 2.0]])]
 G = [torch.tensor([[0.6, 0.8]]), torch.tensor([[5.0, 0.0]])]
