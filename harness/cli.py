@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import json
 import os
 import re
@@ -23,6 +25,7 @@ from harness.errors import HarnessError
 if TYPE_CHECKING:
     from harness.findings import Finding
 
+atexit.register(gc.freeze)  # as command.py does
 _LOOK: Any = {"rich_markup_mode": None} if os.environ.get("NO_COLOR") else {}  # rich would still write bold
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, **_LOOK)
 runs = typer.Typer(no_args_is_help=True)

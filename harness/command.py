@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import json
@@ -43,6 +44,7 @@ Options
   --debug         show Python's traceback for errors as well
   --help          this text
 """
+atexit.register(gc.freeze)  # else Python looks through all it has imported for garbage as it ends: two seconds
 FLAGS = ("--plan", "--json", "--quiet", "--smoke", "--resume", "--insecure", "--debug", "--worker", "--help")
 _PLACES = ("output", "tracking.uri")
 
@@ -138,7 +140,7 @@ def _print(answer: str) -> None:
 @spec.held()
 def _sweep(flags: list[str], words: list[str]) -> int:
     """Begin a study, or go on with it."""
-    from harness.sweeps import mistakes
+    from harness.sweeps import crew, mistakes
     from harness.sweeps.plan import Plan, as_values, render
 
     chosen = {key: [word.removeprefix(key) for word in words if word.startswith(key)] for key in ("sweep=", "exp=")}
@@ -151,6 +153,8 @@ def _sweep(flags: list[str], words: list[str]) -> int:
     if "--smoke" in flags:
         own, overrides = [*_small(name, exp), *own], [*SMOKE, *overrides]
     asked, is_worker = space.load(name, own), "--worker" in flags
+    if not is_worker and "--plan" not in flags:
+        crew.prepare(asked)
     plan = Plan(asked, exp, overrides) if is_worker else mistakes.check(asked, exp, overrides)  # who leads has checked
     with _answering(flags):
         threads.choose_wait_policy()

@@ -42,7 +42,7 @@ class ExactGradient:
         self.micro_batch_tokens = micro_batch_tokens
         self.num_micro_batches = 0
         self.overhead = overhead_tokens(accelerator.device)
-        """What one more micro-batch costs, in tokens of padding; where padding costs nothing there are as few as can be."""
+        """What one more micro-batch costs, in tokens of padding; without padding there are as few as can be."""
         self._is_tried = False
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 

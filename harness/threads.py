@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -24,13 +25,14 @@ def share_of_cores() -> int:
 
 
 def choose_wait_policy() -> None:
-    """Let OpenMP threads sleep instead of spin where others want the same cores; a policy that was set stays.
+    """Let OpenMP threads sleep instead of spin where others want the same cores; a policy that was set, or read, stays.
 
     Alone on its cores a training step is up to twice as fast with spinning threads; beside one busy process it is many
     times slower with them.
     """
     together = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
-    if "OMP_WAIT_POLICY" not in os.environ and (together or busy_share() > _BUSY):
+    is_in_time = "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ
+    if is_in_time and (together or busy_share() > _BUSY):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         if os.environ.get("RANK", "0") == "0":
             print("NOTE other processes want these cores: OpenMP threads sleep instead of spinning")

@@ -31,13 +31,14 @@ _REGISTERED = re.compile(r"models:/(?P<name>[^/:@]+)(?:@(?P<alias>[\w-]+)|/(?P<v
 _PARAM_LENGTH, _NAME_LENGTH, _DIGEST_LENGTH = 6000, 250, 32
 _LOCK_SECONDS = 60.0
 _PROBE_SECONDS = 2.0
-_ENVIRONMENT = {  # read by mlflow when it is imported; a dead server costs 245 s a call with its own defaults
+ENVIRONMENT = {  # a dead server costs 245 s a call with its own defaults
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
 }
+"""Variables that MLflow reads when it is imported."""
 
 
 def tracking_uri(uri: str | None, folder: Path) -> str:
@@ -132,7 +133,7 @@ def connect(uri: str, folder: Path) -> MlflowClient:
     ConnectionError for a server that does not answer, and whatever MLflow raises.
     """
     probe(uri)
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from filelock import FileLock
     from mlflow import MlflowClient

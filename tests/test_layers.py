@@ -70,6 +70,7 @@ ROOMS = {
         ["figures", "store"],
         ["study"],
         ["worker", "report", "crew"],
+        ["nursery"],
         ["conclusion"],
         ["sweep"],
     ],

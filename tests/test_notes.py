@@ -53,7 +53,7 @@ def test_workers_that_share_gpus(
     gpus: list[str], count: int, told: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(crew, "_gpus", lambda: gpus)
-    monkeypatch.setattr(crew, "_start_worker", lambda *_: SimpleNamespace())
+    monkeypatch.setattr(crew._Processes, "_start", lambda *_: SimpleNamespace())
     crew._Processes(space.load("lora_rank", ["workers=3"]), [], tmp_path)
     assert told == ({"3 workers share 2 GPUs, and their memory"} if count else set())
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def test_threads_sleep_only_beside_others(monkeypatch: pytest.MonkeyPatch, busy:
     environment = {"LOCAL_WORLD_SIZE": "1"}
     monkeypatch.setattr("os.environ", environment)
     monkeypatch.setattr(threads, "busy_share", lambda: busy)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
     threads.choose_wait_policy()
     assert environment.get("OMP_WAIT_POLICY") == expected
 
@@ -38,6 +40,9 @@ def test_threads_sleep_only_beside_others(monkeypatch: pytest.MonkeyPatch, busy:
 def test_processes_started_together_sleep_and_a_given_policy_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {"LOCAL_WORLD_SIZE": "2"}
     monkeypatch.setattr("os.environ", environment)
+    threads.choose_wait_policy()
+    assert "OMP_WAIT_POLICY" not in environment  # torch has read it
+    monkeypatch.delitem(sys.modules, "torch")
     threads.choose_wait_policy()
     assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
     environment["OMP_WAIT_POLICY"] = "ACTIVE"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +41,20 @@ class Crew(Protocol):
         """
 
 
+_SERVER = multiprocessing.get_context("forkserver")
+
+
+def prepare(space: SearchSpace) -> None:
+    """Begin to import, in a process of its own, what workers of this machine need; they are forked from it.
+
+    It takes as long for all of them as for one, and goes on while a mistake may still be found.
+    """
+    if space.workers > 1 and space.executor == "local":
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; workers share the cores
+        _SERVER.set_forkserver_preload(["harness.sweeps.nursery"])
+        forkserver.ensure_running()
+
+
 class _Processes:
     """Worker processes of this machine; one that is killed is started again, and takes up the trial it left."""
 
@@ -48,11 +66,13 @@ class _Processes:
             notes.note(f"{space.workers} workers share {len(self._gpus)} GPUs, and their memory")
         self._running = {number: self._start(number) for number in range(space.workers)}
 
-    def _start(self, number: int) -> subprocess.Popen[bytes]:
+    def _start(self, number: int) -> BaseProcess:
         told = {"HARNESS_WORKER": str(number), "HARNESS_CORES": str(self._cores)}
         if self._gpus:
             told["CUDA_VISIBLE_DEVICES"] = self._gpus[number % len(self._gpus)]
-        return _start_worker(self._arguments, os.environ | told, self._log(number))
+        worker = _SERVER.Process(target=_forked, args=(self._arguments, os.environ | told, self._log(number)))
+        worker.start()
+        return worker
 
     def _log(self, number: int) -> Path:
         return self._folder / f"worker-{number}.log"
@@ -60,7 +80,7 @@ class _Processes:
     def is_at_work(self) -> bool:
         """Whether any of them still works. Raises TrainingError."""
         for number, process in list(self._running.items()):
-            code = process.poll()
+            code = process.exitcode
             if code is None:
                 continue
             del self._running[number]
@@ -75,14 +95,28 @@ class _Processes:
     def stop(self) -> None:
         """Ask all to save and stop, and wait for them."""
         for process in self._running.values():
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
         deadline = time.monotonic() + _PATIENCE_SECONDS
         for process in self._running.values():
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            process.join(max(0.1, deadline - time.monotonic()))
+            if process.exitcode is None:
                 process.kill()
-                process.wait()
+                process.join()
+
+
+def _forked(arguments: list[str], environment: dict[str, str], log: Path) -> None:
+    """What a forked process is: `launch.py ... --worker` under this environment, writing to its log."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(environment)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    program = str(PROJECT / "launch.py")
+    sys.argv = [program, *arguments, "--worker"]
+    runpy.run_path(program, run_name="__main__")
 
 
 @contextmanager

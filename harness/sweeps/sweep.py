@@ -111,13 +111,12 @@ def _refuse_other_inputs(study: Study, session: Session) -> None:
 
 def _tell_parent(study: Study, lead: Tracker) -> None:
     """Let all workers know MLflow's id of the study's run; "": it could not be made in time."""
-    from harness import device
-
-    lead.open()
-    lead.params(device.describe())
     run_id = lead.wait_open(_PARENT_SECONDS)
     if run_id or study.recall("mlflow_run") is None:
         study.remember("mlflow_run", run_id or "")
+    from harness import device
+
+    lead.params(device.describe())
 
 
 def _parent(study: Study) -> str | None:
@@ -143,26 +142,30 @@ def _replace(plan: Plan, study: Study, first: Spec, terminal: Terminal, session:
 def _supervise(plan: Plan, first: Spec, folder: Path, arguments: list[str], quiet: bool) -> Study:
     """Let other processes take the trials, look after them, and conclude.
 
-    They begin before this process imports what it needs itself, PyTorch and MLflow: seconds.
+    They begin before this process imports what it needs itself, PyTorch and the data: seconds.
     """
     study, terminal, output = Study(plan, folder), Terminal(quiet=quiet), storage.PROJECT / first.output
     with _leading(plan, study, output, terminal) as lead:
         make = ray_crew if plan.space.executor == "ray" else local_crew
         with StudyView(plan.space, terminal, plan.space.workers) as view:
             _say_begin(plan, study, terminal, lead)
+            if lead:
+                lead.open()
             crew: Crew
             with make(plan.space, arguments, folder) as crew:
                 if lead:
                     _tell_parent(study, lead)
+                    from harness.session import begin
+
+                    session = begin(first, quiet=quiet)
                 while crew.is_at_work():
                     view.show(study)
                     time.sleep(_LOOK_SECONDS)
             view.close(study)
         if lead:
-            from harness.session import begin
             from harness.sweeps.conclusion import conclude
 
-            conclude(plan, study, begin(first, quiet=quiet), lead)
+            conclude(plan, study, session, lead)
     if not lead:
         _replace(plan, study, first, terminal)
     return study
