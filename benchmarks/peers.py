@@ -41,7 +41,8 @@ class Stopwatch:
         self.begun: list[float] = []
         self.ended: list[float] = []
         self.first_step = 0.0
-        self.real, self.computed = 0, 0
+        self.real: list[int] = []
+        self.computed: list[int] = []
 
     def begin(self) -> None:
         """A step begins."""
@@ -55,7 +56,8 @@ class Stopwatch:
 
     def batch(self, mask: Any) -> None:
         """A padded batch is computed; its attention mask. [B, T]"""
-        self.real, self.computed = self.real + int(mask.sum()), self.computed + mask.numel()
+        self.real.append(int(mask.sum()))
+        self.computed.append(mask.numel())
 
     def seconds(self) -> list[float]:
         """Of every step after those that warm up."""
@@ -83,7 +85,7 @@ def run_harness(kind: str, steps: int, watch: Stopwatch) -> dict[str, float]:
         watch.begin()
         step = next(running)
         watch.end()
-        watch.real += step.num_tokens
+        watch.real.append(step.num_tokens)
     watch.computed = watch.real  # layers see no padding
     evaluator, rows = evaluate.Evaluator(accelerator), range(EVALUATED)
     started = time.perf_counter()
@@ -228,8 +230,8 @@ def child(name: str, kind: str, steps: int) -> dict[str, Any]:
         "first_step_s": watch.first_step,
         "step_ms": 1000 * statistics.median(seconds),
         "examples_per_s": BATCH * len(seconds) / sum(seconds),
-        "tokens_per_s": watch.real / len(watch.ended) * len(seconds) / sum(seconds),
-        "padding_efficiency": watch.real / watch.computed,
+        "tokens_per_s": sum(watch.real[WARM:]) / sum(seconds),
+        "padding_efficiency": sum(watch.real) / sum(watch.computed),
         "peak_gib": device.peak_memory_gib(),
     }
 

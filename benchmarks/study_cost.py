@@ -3,8 +3,9 @@
     python benchmarks/study_cost.py [--trials 12] [--steps 20] [--workers 2]
 
 The study runs first, cold as a user starts it, by one process and by several; then each of its trials is launched as a
-process of its own with the same settings, one after the other, each with all cores. Wall times of whole commands; the
-ratio is what counts. Bookkeeping is what lies between the trials of one process: to take one, to tell its end.
+process of its own with the same settings, one after the other, each with all cores: by `accelerate launch`, as the
+README does, and by python alone. Wall times of whole commands; the ratio is what counts. Bookkeeping is what lies
+between the trials of one process: to take one, to tell its end.
 """
 
 from __future__ import annotations
@@ -24,10 +25,17 @@ PROJECT = Path(__file__).parent.parent
 SPACE = ["exp=lora", "sweep=lora_rank", "~confirm", "~baseline", "pruner=none", "sampler=random"]
 
 
-def launch(*words: str) -> float:
+PYTHON = [sys.executable]
+ACCELERATE = [
+    str(Path(sys.executable).parent / "accelerate"), "launch", "--quiet", "--num_processes", "1", "--num_machines", "1",
+    "--mixed_precision", "no", "--dynamo_backend", "no",
+]  # fmt: skip
+
+
+def launch(*words: str, by: list[str] = PYTHON) -> float:
     """Seconds of one command. Raises CalledProcessError if it fails."""
     started = time.monotonic()
-    command = [sys.executable, "launch.py", *words]
+    command = [*by, "launch.py", *words]
     subprocess.run(command, cwd=PROJECT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.monotonic() - started
 
@@ -53,13 +61,15 @@ def main() -> None:
             print(f"study, {workers} workers: {walls[workers]:.0f} s", flush=True)
         trials = _trials(Path(folder) / "studies" / "by-1")
         assert [row["state"] for row in trials] == ["complete"] * asked.trials
-        alone = 0.0
+        alone = {"accelerate launch": 0.0, "python": 0.0}
         for row in trials:
             chosen = [f"{key}={row[key]}" for key in row if key.startswith(("methods.", "train."))]
-            alone += launch("exp=lora", *training, *chosen, f"output={folder}/alone")
+            for name, by in zip(alone, (ACCELERATE, PYTHON), strict=True):
+                alone[name] += launch("exp=lora", *training, *chosen, f"output={folder}/alone", by=by)
         between = _bookkeeping(Path(folder) / "studies" / "by-1" / "journal.log")
-    ratios = ", ".join(f"{alone / wall:.2f} x of {workers} workers" for workers, wall in walls.items())
-    print(f"{asked.trials} trials of {asked.steps} steps as processes: {alone:.0f} s, {ratios}")
+    for name, seconds in alone.items():
+        ratios = ", ".join(f"{seconds / wall:.2f} x of {workers} workers" for workers, wall in walls.items())
+        print(f"{asked.trials} trials of {asked.steps} steps by {name}: {seconds:.0f} s, {ratios}")
     print(f"bookkeeping: {1000 * between / asked.trials:.0f} ms a trial, {between / walls[1]:.2%} of the study's time")
 
 

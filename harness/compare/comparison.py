@@ -145,7 +145,7 @@ def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: st
     Args:
         asked: see `systems.find`.
         output: the folder of runs.
-        against: name of the reference; default: full fine-tuning if it is among them, else the first one named.
+        against: name of the reference, or of a run of it; default: full fine-tuning if it is among them, else the first one named.
         metric: a score on the test split, without `test/`.
         uri: MLflow's store, for filters and ids.
 
@@ -173,9 +173,7 @@ def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: st
         scores = {name for system in found.systems for name in system.first.scores if name.startswith("test/")}
         known = [name.partition("/")[2] for name in scores]
         raise SpecError(f"no run has the score {key}", where="--metric", fix=did_you_mean(metric, known))
-    if against and all(
-        against not in (one.reference.name, one.reference.label, one.reference.own_label) for one in made
-    ):
+    if against and all(against not in _names(one.reference) for one in made):
         names = [system.name for system in found.systems]
         raise SpecError(f"{against} is not among what is compared", where="--against", fix=did_you_mean(against, names))
     if len(made) > 1:
@@ -196,9 +194,14 @@ def _with_score(systems: list[System], key: str, notes: list[str]) -> list[Syste
 
 def _reference(systems: list[System], against: str) -> System:
     """The named one, else full fine-tuning, else the first."""
-    named = {name: one for one in systems for name in (one.own_label, one.label, one.name)}
+    named = {name: one for one in systems for name in _names(one)}
     full = [one for one in systems if one.experiment == REFERENCE]
     return named.get(against) or named.get(REFERENCE) or next(iter(full), systems[0])
+
+
+def _names(system: System) -> list[str]:
+    """What a system may be called: as one, or by any of its runs."""
+    return [*(entry.run for entry in system.entries.values()), system.own_label, system.label, system.name]
 
 
 def _measured(system: System) -> list[re.Match[str]]:

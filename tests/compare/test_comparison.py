@@ -90,6 +90,8 @@ def test_the_reference_is_full_fine_tuning_unless_another_one_is_named(tmp_path:
     finished(tmp_path, "full_finetune", 0, 0.5, train__epochs=2)
     assert one(tmp_path).reference.label == "full_finetune train.epochs=2"
     assert one(tmp_path, against="awp").reference.name == "awp"
+    (run,) = (entry.run for entry in one(tmp_path, "awp").reference.entries.values())
+    assert one(tmp_path, against=run).reference.name == "awp"
     with pytest.raises(SpecError, match="did you mean 'awp'"):
         one(tmp_path, against="apw")
     with pytest.raises(SpecError, match="did you mean 'accuracy'"):
