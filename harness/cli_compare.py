@@ -26,7 +26,7 @@ Names = Annotated[
         autocompletion=_names,
     ),
 ]
-Against = Annotated[str, typer.Option(help="the reference, or a run of it; default: full_finetune, else the first name")]
+Against = Annotated[str, typer.Option(help="the reference or one of its runs; default: full_finetune, else the first")]
 Metric = Annotated[str, typer.Option(help="the score on the test split that decides")]
 Output = Annotated[Path, typer.Option(help="the folder of runs, relative to the project")]
 Uri = Annotated[str | None, typer.Option(help="MLflow's store; default: the one that is set")]

@@ -145,7 +145,8 @@ def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: st
     Args:
         asked: see `systems.find`.
         output: the folder of runs.
-        against: name of the reference, or of a run of it; default: full fine-tuning if it is among them, else the first one named.
+        against: name of the reference, or of a run of it; default: full fine-tuning if it is among them, else the first
+            one named.
         metric: a score on the test split, without `test/`.
         uri: MLflow's store, for filters and ids.
 
