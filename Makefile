@@ -6,7 +6,7 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup demo methods test check lint ui
+.PHONY: help setup demo methods bench test check lint ui
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,13 @@ demo: setup  ## set up, then train exp=lora_adapter on real reviews, tracked in 
 
 methods: setup  ## train every experiment with three seeds, unless done already, and print the table (hours)
 	$(BIN)/python benchmarks/methods.py
+
+bench: setup  ## measure against other trainers and where time goes, about 20 minutes on a quiet machine (BENCH=--quick: 4)
+	$(BIN)/python benchmarks/peers.py $(BENCH)
+	$(BIN)/python benchmarks/step_profile.py
+	$(BIN)/python benchmarks/method_cost.py
+	$(BIN)/python benchmarks/tracking_cost.py
+	$(BIN)/python benchmarks/study_cost.py $(if $(BENCH),--trials 4)
 
 test: lint  ## set up, lint, check types, run all tests (what CI runs)
 	$(PYTEST) --durations=10
