@@ -2,131 +2,34 @@
 
     embeddings [B, T, D] -> real tokens [1, N, D] -> every layer -> [B, T, D], zero where there is padding -> head
 
-All that a layer does token by token sees N tokens; attention sees groups of texts of similar length, padded to the
-longest of the group. Embeddings and head stay outside, so positions, poolers and whatever else differs between model
-families need no special care. Before it is used on a model, the outputs of two of its texts are compared with the plain
-path; a model that cannot, or does not, compute the same keeps its padding, and a note says why.
+All that a layer does token by token sees N tokens; attention keeps to each text (layout.py). Embeddings and head stay
+outside, so positions, poolers and whatever else differs between model families need no special care. Before it is used
+on a model, the outputs of two of its texts are compared with the plain path; a model that cannot, or does not, compute
+the same keeps its padding, and a note says why.
 Legend: B examples, T tokens of the longest, N real tokens of all, D width, H heads.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from harness import memory, notes
-from harness.batch import cut
-from harness.dropout import dropout as drop
+from harness.layout import Layout, Unsuitable, attention, current, lay_out
 
 Mode = Literal["auto", "always", "never"]
 _NAME = "padding_free"
-_GROUP_TOKENS = 24
-"""What one more group in attention costs, in tokens."""
 _ATTRIBUTE = "_padding_free"
-_REFUSED = ("softcap", "sliding_window", "s_aux", "position_bias")
-"""What attention would have to do, and does not here."""
-
-
-class _Unsuitable(RuntimeError):
-    """This model cannot run without padding; the message says why."""
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Texts that attention takes together."""
-
-    tokens: Tensor
-    """Where their tokens are among the N; padding repeats a text's first token. [b * t]"""
-    size: tuple[int, int]
-    """b texts, t tokens of the longest."""
-    bias: Tensor | None
-    """-inf where a key is padding; None: there is none. [b, 1, 1, t]"""
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where the real tokens of a batch are."""
-
-    shape: tuple[int, int]
-    """B and T."""
-    real: Tensor
-    """Where they are among B * T. [N]"""
-    groups: list[_Group]
-    back: Tensor
-    """Where each of the N is among the tokens of all groups. [N]"""
-
-    def flat(self, x: Tensor) -> Tensor:
-        """[B, T, ...] or [1, T, ...] -> [1, N, ...]"""
-        whole: Tensor = x.expand(self.shape[0], *x.shape[1:])
-        return whole.flatten(0, 1).index_select(0, self.real).unsqueeze(0)
-
-    def padded(self, x: Tensor) -> Tensor:
-        """[1, N, D] -> [B, T, D]"""
-        rows: Tensor = x.new_zeros(self.shape[0] * self.shape[1], *x.shape[2:])
-        return rows.index_copy(0, self.real, x[0]).view(*self.shape, *x.shape[2:])
-
-
-_current: ContextVar[_Layout | None] = ContextVar("layout", default=None)
-
-
-def _lay_out(mask: Tensor) -> _Layout:
-    """The layout of a batch with this attention mask, 1 for real tokens. [B, T]"""
-    lengths = mask.sum(1).tolist()
-    starts = (mask.sum(1).cumsum(0) - mask.sum(1)).cpu()
-    groups, back, filled = [], torch.empty(sum(lengths), dtype=torch.long), 0
-    for rows in cut(lengths, sum(lengths) * len(lengths), _GROUP_TOKENS):
-        longest = max(lengths[row] for row in rows)
-        place = torch.arange(longest)
-        is_real = place < torch.tensor([lengths[row] for row in rows])[:, None]  # [b, t]
-        tokens = (starts[rows][:, None] + place * is_real).flatten()
-        back[tokens[is_real.flatten()]] = filled + torch.arange(len(tokens))[is_real.flatten()]
-        bias = torch.zeros(is_real.shape).masked_fill_(~is_real, -math.inf)[:, None, None].to(mask.device)
-        groups.append(_Group(tokens.to(mask.device), (len(rows), longest), None if bool(is_real.all()) else bias))
-        filled += len(tokens)
-    real = mask.flatten().nonzero().squeeze(1)
-    return _Layout((mask.shape[0], mask.shape[1]), real, groups, back.to(mask.device))
-
-
-def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None, **others: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """Attention of the current layout's texts, each to itself; the interface of transformers' attention functions.
-
-    query, key, value: [1, H, N, D/H] -> [1, N, H, D/H]
-    """
-    layout = _current.get()
-    odd = [name for name in _REFUSED if others.get(name) is not None]
-    if layout is None or odd or query.shape != key.shape or query.shape[:1] + query.shape[2:3] != (1, len(layout.back)):
-        raise _Unsuitable(f"attention of another kind{' with ' + ', '.join(odd) if odd else ''}")
-    is_causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q, k, v = (x[0].transpose(0, 1) for x in (query * scaling, key, value))  # [N, H, D/H]
-    parts = []
-    for group in layout.groups:
-        b, t = group.size
-        qs, ks, vs = (x.index_select(0, group.tokens).unflatten(0, (b, t)).transpose(1, 2) for x in (q, k, v))
-        scores = qs @ ks.transpose(-2, -1)  # [b, H, t, t]
-        if group.bias is not None:
-            scores = scores + group.bias.to(scores.dtype)
-        if is_causal:
-            scores = scores + scores.new_full((t, t), -math.inf).triu(1)
-        mixed = drop(scores.softmax(-1), dropout) @ vs
-        parts.append(mixed.transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts).index_select(0, layout.back).unsqueeze(0), None
 
 
 def _register() -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
+    ALL_ATTENTION_FUNCTIONS.register(_NAME, attention)
 
 
 class PaddingFree:
@@ -182,25 +85,25 @@ class PaddingFree:
             with _evaluating(model):
                 self._prove(model, args, inputs)
         if self.is_proven:
-            self._begin(_lay_out(mask))
+            self._begin(lay_out(mask))
 
-    def _begin(self, layout: _Layout) -> None:
-        _current.set(layout)
+    def _begin(self, layout: Layout) -> None:
+        current.set(layout)
         for config in self.configs:
             config._attn_implementation = _NAME
 
     def _leave(self, *_: Any) -> None:
-        if _current.get() is not None:
-            _current.set(None)
+        if current.get() is not None:
+            current.set(None)
             for config in self.configs:
                 config._attn_implementation = "sdpa"
 
     def _flatten(self, layer: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> Any:
         """What a layer is given by text is given by real token; before the first layer the hidden states, too."""
-        if (layout := _current.get()) is None:
+        if (layout := current.get()) is None:
             return None
         if layer is self.layers[0] and (args[0] if args else inputs["hidden_states"]).shape[:2] != layout.shape:
-            raise _Unsuitable("the layers see other tokens than the model was given")
+            raise Unsuitable("the layers see other tokens than the model was given")
 
         def flat(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -211,14 +114,11 @@ class PaddingFree:
         return tuple(flat(value) for value in args), {name: flat(value) for name, value in inputs.items()}
 
     def _pad(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        layout, hidden = _current.get(), output[0] if isinstance(output, tuple) else output
+        layout, hidden = current.get(), output[0] if isinstance(output, tuple) else output
+        hidden = layout.padded(hidden) if layout else hidden
         if self._is_proving:
             self._seen.append(hidden)
-        if layout is None:
-            return output
-        if self._is_proving:
-            self._seen[-1] = layout.padded(hidden)
-        return (layout.padded(hidden), *output[1:]) if isinstance(output, tuple) else layout.padded(hidden)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def _prove(self, model: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
         """Compare both paths on the shortest and the longest text of a batch: last hidden states, and outputs."""
@@ -230,7 +130,7 @@ class PaddingFree:
         self._is_proving, self._seen = True, []
         try:
             results = [model(*few_args, **few)[0]]
-            self._begin(_lay_out(few["attention_mask"]))
+            self._begin(lay_out(few["attention_mask"]))
             results.append(model(*few_args, **few)[0])
             plain, free = (seen * few["attention_mask"][..., None] for seen in self._seen)
             pairs = [(plain, free), tuple(results)]

@@ -43,6 +43,7 @@ LAYERS = [
         "tracker",
         "yaml_source",
         "latency",
+        "layout",
         "progress",
     ],
     ["padding_free", "pairs", "chain", "hub", "processes", "spool", "tracking_mlflow", "metrics", "methods"],

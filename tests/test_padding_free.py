@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from harness import dropout, notes, padding_free, seeding
+from harness import dropout, layout, notes, padding_free, seeding
 from harness.gradients import ExactGradient
 from harness.methods.peft import Peft
 from tests.toys import ALL_FAMILIES, FAMILIES, ToyTask, classifier, random_batch
@@ -190,7 +190,7 @@ def test_dropout_of_attention_is_that_of_the_config() -> None:
 
     with pytest.MonkeyPatch.context() as patch, padding_free.running(model):
         model(**inputs())
-        patch.setattr(padding_free, "drop", drop)
+        patch.setattr(layout, "drop", drop)
         model(**inputs())
         assert set(dropped) == {0.0}
         dropped.clear()
