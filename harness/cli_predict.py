@@ -58,8 +58,8 @@ def predict(
     from harness.console import Terminal
     from harness.storage import PROJECT
 
-    threads.choose_wait_policy()
     with contextlib.redirect_stdout(sys.stderr):  # notes go elsewhere than the answer
+        threads.choose_wait_policy()
         predictor = prediction.Predictor(run, PROJECT / output, Terminal())
         names = column or predictor.texts
         table = sources.read_file(file) if file else _typed(texts or [], names)

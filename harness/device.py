@@ -51,7 +51,8 @@ def use_all_cores(notice: Callable[[str], None] = print) -> int:
     """Give this process its share of the cores: `accelerate launch` sets one thread on a CPU. Returns the threads."""
     share = threads.share_of_cores()
     if share != torch.get_num_threads():
-        notice(f"NOTE {share} threads (this process's share of the cores); torch was set to {torch.get_num_threads()}")
+        number = f"{share} thread{'s' if share > 1 else ''}"
+        notice(f"NOTE {number} (this process's share of the cores); torch was set to {torch.get_num_threads()}")
         torch.set_num_threads(share)
     return share
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def render(plan: dict[str, Any]) -> str:
     """The plan for the terminal."""
     steps, memory, parameters = plan["steps"], plan["memory_estimate_gib"], plan["parameters"]
     families = [[family, f"{number:,}"] for family, number in parameters["trainable_by_family"].items() if number]
-    settings = "\n".join(f"  {key} = {value}" for key, value in _flat(plan["spec"]))
+    settings = "\n".join(f"  {key}: {_shown(value)}" for key, value in _flat(plan["spec"]))
     tokens = ", ".join(f"{split} {facts['truncated']}" for split, facts in plan["data"]["tokens"].items())
     where = "GPU" if torch.cuda.is_available() else "CPU"
     return "\n".join(
@@ -57,13 +58,12 @@ def render(plan: dict[str, Any]) -> str:
             f"truncated rows: {tokens}",
             "",
             markdown_table(["trains", "parameters"], families),
-            f"trainable {parameters['trainable']:,} of {parameters['total']:,}"
-            f" ({parameters['share_of_full_fine_tuning']:.2%} of full fine-tuning)",
+            f"trainable {parameters['trainable']:,}, {parameters['share_of_full_fine_tuning']:.2%} of full fine-tuning",
             *(f"{method}: {note}" for method, note in parameters["methods"].items()),
             "",
             f"steps       {steps['total']} at most ({steps['per_epoch']} per epoch, {steps['warmup']} of warm-up), "
             f"validation every {steps['validation_every']}, {steps['runs']} run(s)",
-            f"precision   {plan['precision']} on {where}",
+            f"precision   {plan['precision'].replace('no', 'float32')} on {where}",
             f"memory      about {memory['total']:.2f} GiB: "
             + ", ".join(f"{part} {value:.2f}" for part, value in memory.items() if part != "total"),
             f"folder      {plan['run_folder']}",
@@ -83,3 +83,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
             _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(f"{prefix}{key}", value)]
         )
     ]
+
+
+def _shown(value: Any) -> str:
+    """As one types it."""
+    return value if isinstance(value, str) else json.dumps(value)

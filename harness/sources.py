@@ -118,8 +118,9 @@ def find_parts(source: Source, named: list[str]) -> Parts:
         return _hub_parts(source)
     _refuse_hub_settings(source)
     if not exists:
-        near = [file.name for file in path.parent.glob("*") if file.is_dir() or file.suffix.lower() in SUFFIXES]
-        fix = did_you_mean(path.name, near) if path.parent.is_dir() else f"there is no folder {path.parent} either"
+        near = [file.name for file in path.parent.glob("*") if file.suffix.lower() in SUFFIXES or _has_train(file)]
+        fix = did_you_mean(path.name, near) if near else f"there is no data file in {path.parent.resolve()}"
+        fix = fix if path.parent.is_dir() else f"there is no folder {path.parent} either"
         raise DataError(f"{source.name} does not exist", where="data.name", fix=fix)
     files = _folder_files(path, named) if path.is_dir() else {"train": path, **_find_files(path.parent, named)}
     return {name: partial(read_file, file, source.encoding) for name, file in files.items()}
@@ -128,6 +129,10 @@ def find_parts(source: Source, named: list[str]) -> Parts:
 def _refuse_hub_settings(source: Source) -> None:
     if source.subset or source.revision:
         raise DataError("only data sets of the Hub have a subset and a revision", where="data.subset, data.revision")
+
+
+def _has_train(folder: Path) -> bool:
+    return any((folder / f"train{suffix}").is_file() for suffix in SUFFIXES)
 
 
 def _folder_files(folder: Path, named: list[str]) -> dict[str, Path]:

@@ -15,6 +15,9 @@ from harness import keys, spec, tracking
 from harness.compare.runs import Entry, Predictions, Reader, Run
 from harness.errors import SpecError, did_you_mean
 
+REHEARSALS = "smoke"
+"""MLflow's experiment of runs with --smoke: compared only where they are named."""
+
 _FILTER = re.compile(r"(=|!=|<|>|\b(LIKE|ILIKE|IN|IS)\b)", re.IGNORECASE)
 
 
@@ -120,7 +123,11 @@ def _of_experiment(name: str, reader: Reader) -> Iterator[Run]:
     exp = name.split(" ")[0]
     begun = [path.parent for path in sorted((reader.output / "runs").glob("*/start.envelope.json"))]
     names = [folder.name for folder in begun if not (folder / "trial.json").exists()]
-    entries = [one for run in names if not exp or run.startswith(f"{exp[:40]}-") for one in reader.finished(run)]
+    found = [one for run in names if not exp or run.startswith(f"{exp[:40]}-") for one in reader.finished(run)]
+    entries = [one for one in found if one.entry.settings.get("tracking.experiment") != REHEARSALS]
+    if len(entries) < len(found):
+        rehearsed = [one.entry.run for one in found if one not in entries]
+        reader.notes.append(f"left out unless they are named, runs with --smoke: {', '.join(rehearsed)}")
     variants = [one for one in entries if not name or one.experiment == exp]
     exact = [one for one in variants if one.label == name]
     others = ", ".join(sorted({f'"{one.label}"' for one in variants if one.label != name}))

@@ -199,7 +199,7 @@ def ray_crew(space: SearchSpace, arguments: list[str], folder: Path) -> Iterator
     try:
         import ray
     except ModuleNotFoundError:
-        raise UserError("ray is not installed", where="executor=ray", fix="pip install 'harness[cluster]'") from None
+        raise UserError("ray is not installed", where="executor=ray", fix="pip install -e '.[cluster]'") from None
     ours = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)

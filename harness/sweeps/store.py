@@ -122,7 +122,7 @@ class Store:
         try:
             yield
         except ModuleNotFoundError as error:
-            fix = "pip install 'harness[cluster]'"
+            fix = "pip install -e '.[cluster]'"
             raise UserError(
                 f"the driver of the storage is not installed: {error.name}", where="storage", fix=fix
             ) from None

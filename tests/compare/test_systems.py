@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from harness import spec
+from harness.command import SMOKE
 from harness.compare import runs
-from harness.compare.systems import find
+from harness.compare.systems import REHEARSALS, find
 from harness.errors import SpecError
 from harness.tracking import Tracking, start
 from tests.compare.runs import finished
@@ -174,3 +175,14 @@ def test_names_that_nothing_is_called(tmp_path: Path) -> None:
         find(["lora train.epochs=3"], tmp_path)
     with pytest.raises(SpecError, match="did you mean 'lora'"):
         find(["lroa"], tmp_path)
+
+
+def test_runs_with_smoke_are_compared_only_where_they_are_named(tmp_path: Path) -> None:
+    assert f"tracking.experiment={REHEARSALS}" in SMOKE
+    finished(tmp_path, "lora", 0, 0.7)
+    rehearsal = finished(tmp_path, "lora", 1, 0.4, tracking__experiment=REHEARSALS).name
+    for asked in ([], ["lora"]):
+        found = find(asked, tmp_path)
+        assert [list(system.entries) for system in found.systems] == [[0]]
+        assert found.notes == [f"left out unless they are named, runs with --smoke: {rehearsal}"]
+    assert names(tmp_path, rehearsal) == {"lora": [1]}

@@ -49,7 +49,7 @@ def test_a_driver_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "psycopg", None)
     told = refused(tmp_path, "storage='postgresql+psycopg://me@host/db'")
     assert "the driver of the storage is not installed: psycopg" in told
-    assert "pip install 'harness[cluster]'" in told
+    assert "pip install -e '.[cluster]'" in told
 
 
 def test_ray_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
