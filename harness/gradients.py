@@ -53,15 +53,23 @@ class ExactGradient:
         self._batch = batch.shard(self.accelerator.process_index, self.accelerator.num_processes)
         if not self._is_tried:
             self._is_tried = True
-            self._try_without_padding()
+            self._try_without_padding(batch)
 
-    def _try_without_padding(self) -> None:
-        """See whether the model runs without padding before the first cut is made, so that all are made alike."""
-        if padding_free.is_on(self.model):
-            order = self._batch.by_length()
-            few = self._batch.take([order[0], order[-1]]).to(self.accelerator.device)
+    def _try_without_padding(self, batch: Batch) -> None:
+        """See whether the model runs without padding before the first cut is made, so that all are made alike.
+
+        On the same texts on every process. Where memory does not suffice for two of them, that is for the step to tell.
+        """
+        if not padding_free.is_on(self.model):
+            return
+        order = batch.by_length()
+        few = batch.take([order[0], order[-1]]).to(self.accelerator.device)
+        try:
             with padding_free.trial(self.model), self.accelerator.autocast():
                 self.task.loss(self.model, few, self._units)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
+                raise
 
     def __call__(self) -> Tensor:
         """The batch loss, shape [], detached. Raises OutOfMemory, on all processes, if it ran out on any."""

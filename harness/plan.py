@@ -86,5 +86,5 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _shown(value: Any) -> str:
-    """As one types it."""
+    """As a spec has it: `null`, `true`."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from harness import dropout, layout, notes, padding_free, seeding
-from harness.gradients import ExactGradient
+from harness.gradients import ExactGradient, OutOfMemory
 from harness.methods.peft import Peft
+from harness.processes import Agreement
 from tests.toys import ALL_FAMILIES, FAMILIES, ToyTask, classifier, random_batch
 
 LENGTHS = [7, 2, 5, 5, 1, 3]
@@ -222,3 +224,28 @@ def test_a_whole_batch_is_one_micro_batch_with_the_gradient_of_any_cut() -> None
     for _, others in found.values():
         for gradient, other in zip(found["never", 1000][1], others, strict=True):
             torch.testing.assert_close(other, gradient, rtol=1e-8, atol=1e-10)
+
+
+def test_a_process_without_a_part_of_the_first_batch_tries_the_same_texts() -> None:
+    model, accelerator = attached("bert").train(), Accelerator(cpu=True)
+    alone = SimpleNamespace(num_processes=9, process_index=8, device=accelerator.device, autocast=accelerator.autocast)
+    exact = ExactGradient(alone, model, ToyTask(), 1000, Agreement(accelerator))
+    exact.load(random_batch(LENGTHS))
+    assert len(exact._batch) == 0
+    assert model._padding_free.is_proven is True
+
+
+def test_memory_that_runs_out_in_the_trial_is_for_the_step_to_tell() -> None:
+    model = attached("bert")
+
+    def run_out(*_: Any) -> None:
+        raise MemoryError
+
+    hook = model.bert.encoder.layer[0].register_forward_hook(run_out)
+    exact = ExactGradient(Accelerator(cpu=True), model, ToyTask(), 1000)
+    exact.load(random_batch(LENGTHS))
+    with pytest.raises(OutOfMemory):
+        exact()
+    hook.remove()
+    exact()
+    assert model._padding_free.is_proven is True

@@ -124,10 +124,10 @@ def _of_experiment(name: str, reader: Reader) -> Iterator[Run]:
     begun = [path.parent for path in sorted((reader.output / "runs").glob("*/start.envelope.json"))]
     names = [folder.name for folder in begun if not (folder / "trial.json").exists()]
     found = [one for run in names if not exp or run.startswith(f"{exp[:40]}-") for one in reader.finished(run)]
-    entries = [one for one in found if one.entry.settings.get("tracking.experiment") != REHEARSALS]
-    if len(entries) < len(found):
-        rehearsed = [one.entry.run for one in found if one not in entries]
-        reader.notes.append(f"left out unless they are named, runs with --smoke: {', '.join(rehearsed)}")
+    rehearsed = {one.entry.run for one in found if one.entry.settings.get("tracking.experiment") == REHEARSALS}
+    entries = [one for one in found if one.entry.run not in rehearsed]
+    if rehearsed:
+        reader.notes.append(f"left out unless they are named, runs with --smoke: {', '.join(sorted(rehearsed))}")
     variants = [one for one in entries if not name or one.experiment == exp]
     exact = [one for one in variants if one.label == name]
     others = ", ".join(sorted({f'"{one.label}"' for one in variants if one.label != name}))
