@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness import composing, device, replicates, report, spec, tracking
+from harness import changes, composing, device, replicates, report, spec, tracking
 from harness.assembly import Assembled
 from harness.console import Terminal
 from harness.errors import SpecError
@@ -55,7 +55,7 @@ def say_begin(session: Session, name: str) -> None:
     terminal.title(f"\n{name}")
     terminal.facts(
         {
-            "experiment": " ".join([chosen.name, *_shown(changes(chosen))]),
+            "experiment": " ".join([chosen.name, *_shown(given(chosen))]),
             "device": machine(session),
             "folder": str(session.output / "runs" / name),
             "MLflow": tracking.ui_command(chosen.tracking.uri, session.output),
@@ -64,7 +64,7 @@ def say_begin(session: Session, name: str) -> None:
     )
 
 
-def changes(chosen: Spec) -> list[str]:
+def given(chosen: Spec) -> list[str]:
     """What a spec has that its experiment's file has not, as words of a command; [] where there is no such file."""
     try:
         filed = spec.load(chosen.name).flat() if chosen.name in spec.names() else {}
@@ -73,11 +73,9 @@ def changes(chosen: Spec) -> list[str]:
     own = chosen.flat()
     if not filed:
         return []
-    gone = {".".join(key.split(".")[:2]) for key in filed.keys() - own.keys() if key.partition(".")[0] == "methods"}
-    gone -= {".".join(key.split(".")[:2]) for key in own}
-    told = [key for key in own if key not in _PLACES and (key not in filed or filed[key] != own[key])]
-    words = [_word(key, own[key]) for key in told]
-    return [shlex.quote(word) for word in (*(f"~{key}" for key in sorted(gone)), *words)]
+    gone = [f"~{plugin}" for plugin in changes.removed(own, filed)]
+    words = [_word(key, own[key]) for key in changes.changed(own, filed) if key not in _PLACES]
+    return [shlex.quote(word) for word in (*gone, *words)]
 
 
 def _word(key: str, value: Any) -> str:

@@ -8,7 +8,9 @@ import gc
 import json
 import os
 import re
+import shutil
 import sys
+import textwrap
 import time
 import traceback
 from datetime import datetime
@@ -95,10 +97,11 @@ def methods(name: Annotated[str | None, typer.Argument(help="a method; default: 
         for known in registry.names("method"):
             print(f"{known:20}{registry.describe('method', known).story.partition(chr(10))[0]}")
         return
-    described = registry.describe("method", name)
+    described, width = registry.describe("method", name), min(shutil.get_terminal_size((120, 24)).columns, 120)
     print(described.story, end="\n\n")
     for field, default, meaning in described.fields:
-        print(f"methods.{name}.{field} = {default}\n    {meaning}")
+        print(f"methods.{name}.{field} = {default}")
+        print(textwrap.fill(meaning, width, initial_indent="    ", subsequent_indent="    "))
 
 
 app.command()(keygen)

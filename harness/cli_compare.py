@@ -82,12 +82,15 @@ def report(
     harness report lora_rank-lora
     """
     from harness.compare.comparison import compare as made_of
+    from harness.compare.comparison import spread
     from harness.compare.publishing import publish
     from harness.storage import PROJECT
 
     comparisons, notes = made_of(names or [], PROJECT / output, against=against, metric=metric, uri=uri)
     folder, problem = publish(names or [], comparisons, notes, PROJECT / output, uri)
     for one in comparisons:
+        for system in one.systems:
+            typer.echo(f"{system.name}: {one.metric} {spread(system.values(one.metric))}, n = {len(system.entries)}")
         for sentence in one.sentences():
             typer.echo(sentence)
     typer.echo(f"page    {folder / 'report.html'}")

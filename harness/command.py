@@ -17,6 +17,7 @@ from harness import interruption, spec, storage, threads
 from harness.errors import HarnessError, Interrupted, SpecError, UserError, did_you_mean
 from harness.storage import RunLock
 from harness.sweeps import space
+from harness.tracking import REHEARSALS
 
 HELP = """\
 Run an experiment, tracked in MLflow.
@@ -51,7 +52,7 @@ _PLACES = ("output", "tracking.uri")
 SMOKE = [
     "train.max_steps=2", "train.warmup_steps=0", "train.batch_size=12", "data.limit=24", "data.max_test_overlap=1.0",
     "evaluation.baselines=false", "latency.batch_sizes=[1,2]", "latency.lengths=[8,16]", "latency.runs=10",
-    "evaluation.every=1 steps", "tracking.experiment=smoke", "tracking.register_as=null",
+    "evaluation.every=1 steps", f"tracking.experiment={REHEARSALS}", "tracking.register_as=null",
 ]  # fmt: skip
 
 
@@ -152,7 +153,7 @@ def _sweep(flags: list[str], words: list[str]) -> int:
     own, overrides = [word for word in rest if space.is_setting(word)], [w for w in rest if not space.is_setting(w)]
     if "--smoke" in flags:
         own, overrides = [*_small(name, exp), *own], [*SMOKE, *overrides]
-    asked, is_worker = space.load(name, own), "--worker" in flags
+    asked, is_worker = mistakes.read(name, own, overrides), "--worker" in flags
     if not is_worker and "--plan" not in flags:
         crew.prepare(asked)
     plan = Plan(asked, exp, overrides) if is_worker else mistakes.check(asked, exp, overrides)  # who leads has checked

@@ -53,6 +53,11 @@ class Terminal:
         if always or is_note or not self.quiet:
             self.console.print(text, markup=False)
 
+    def prose(self, text: str) -> None:
+        """Sentences: on a terminal broken between words; nothing to copy and paste."""
+        if not self.quiet:
+            self.console.print(text, markup=False, soft_wrap=not self.console.is_terminal)
+
     def say_once(self, text: str) -> None:
         """The same, but what was said once in this process is not said again: what holds for every replicate."""
         if text not in self._told:

@@ -50,6 +50,8 @@ class Predictor:
         self.folder = _find(run, output)
         end = _statement(self.folder)
         self.spec: Spec = spec.reload(self.folder / "spec.yaml", {})
+        if self.spec.tracking.experiment == tracking.REHEARSALS:
+            terminal.say(f"NOTE {self.folder.name} is a rehearsal (--smoke): trained for two steps on a few rows")
         base, known = end.get("baseModel", {}), assembly.identify(self.spec)
         if known.get("sha256") and base.get("sha256") and known["sha256"] != base["sha256"]:
             what = f"the pretrained weights of '{self.spec.model.name}' are not those that the run was trained on"

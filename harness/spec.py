@@ -300,14 +300,13 @@ def explain(problem: Any, places: yaml_source.Places, siblings_of: Callable[[lis
     if not path:  # a rule over several settings names its key in its message
         key, message = message.split(": ", 1)
         path = key.split(".")
-    key = ".".join(path)
     if problem["type"] == "extra_forbidden":
         message = unknown_key(path[-1], siblings_of(path))
     elif problem["type"] == "missing":
         message = "missing"
     elif not isinstance(value, dict | Settings):
-        message = f"{message}, found {value!r}"
-    return f"{places.of(path)}: {key}: {message}"
+        message = f"{message}, found {value!r}" + ("; nothing is written `null`" if value == "None" else "")
+    return f"{places.named(path)}: {message}"
 
 
 def unknown_key(key: str, known: list[str]) -> str:

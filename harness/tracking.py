@@ -38,6 +38,8 @@ from harness.tracking_worker import MLflowTracker
 from harness.tracking_writer import Target
 
 Answer = TypeVar("Answer")
+REHEARSALS = "smoke"
+"""MLflow's experiment of runs with --smoke: compared only where they are named."""
 _MODEL = re.compile(r"[^/:@]+")
 _ALIAS = re.compile(r"[A-Za-z0-9_-]+")
 

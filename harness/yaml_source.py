@@ -114,3 +114,11 @@ class Places:
                 if key in source.lines:
                     return f"{source.path.name}:{source.lines[key]}"
         return self.files[-1].path.name
+
+    def named(self, path: list[str], key: str = "") -> str:
+        """The same with the key, where the place does not say it: `lora.yaml:7: train.epochs`, but `train.epochs=0`.
+
+        `key`: what is said instead of the path.
+        """
+        place, key = self.of(path), key or ".".join(path)
+        return place if place.lstrip("+").startswith(f"{key}=") else f"{place}: {key}"

@@ -32,13 +32,13 @@ def session(*overrides: str, quiet: bool = False, **accelerator: Any) -> Session
 
 def test_what_differs_from_the_file_is_told_as_words_that_give_it_again() -> None:
     chosen = spec.load("lora_adapter", [*OVERRIDES, "~methods.bottleneck_adapter", "output=/elsewhere"])
-    words = banners.changes(chosen)
+    words = banners.given(chosen)
     assert "train.learning_rate=0.0003" in words and "'evaluation.every=20 steps'" in words
     assert "'~methods.bottleneck_adapter'" in words
     again = spec.load("lora_adapter", [*shlex.split(" ".join(words)), "output=/elsewhere"])
     assert again == chosen
-    assert banners.changes(spec.load("lora")) == []
-    assert banners.changes(spec.load("lora").model_copy(update={"name": "gone"})) == []
+    assert banners.given(spec.load("lora")) == []
+    assert banners.given(spec.load("lora").model_copy(update={"name": "gone"})) == []
 
 
 def test_the_beginning_says_what_on_what_where_and_how_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,6 +35,23 @@ def test_it_says_everything_unless_it_is_quiet(capsys: pytest.CaptureFixture[str
     assert said(capsys) == ""
 
 
+def test_sentences_are_broken_between_words_on_a_terminal_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentence = "a tie is not equality: more seeds may tell them apart"
+    Terminal().prose(sentence)
+    assert said(capsys) == f"{sentence}\n"
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    Terminal().prose(sentence)
+    assert [line.rstrip() for line in said(capsys).splitlines()] == [
+        "a tie is not",
+        "equality: more seeds",
+        "may tell them apart",
+    ]
+
+
 def test_what_holds_for_all_replicates_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     terminal = Terminal(quiet=True)
     for _ in range(2):

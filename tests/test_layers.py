@@ -42,6 +42,7 @@ LAYERS = [
         "method",
         "tracker",
         "yaml_source",
+        "changes",
         "latency",
         "layout",
         "progress",

@@ -134,3 +134,10 @@ def test_other_pretrained_weights_are_refused(folder: Path, monkeypatch: pytest.
     monkeypatch.setattr(assembly, "identify", lambda spec: {"id": "x", "revision": "", "sha256": "0" * 64})
     with pytest.raises(UserError, match="are not those that the run was trained on"):
         predict(folder, "good")
+
+
+def test_a_rehearsal_says_that_it_is_one(folder: Path) -> None:
+    place = ["predict", "--run", folder.name, "--output", str(folder.parent.parent), "Great."]
+    done = CliRunner().invoke(app, place)
+    assert f"NOTE {folder.name} is a rehearsal (--smoke): trained for two steps on a few rows" in done.stderr
+    assert "NOTE" not in done.stdout

@@ -35,10 +35,10 @@ def show(comparisons: list[Comparison], notes: list[str]) -> None:
             terminal.table(table.columns, table.rows)
         terminal.say()
         for sentence in one.sentences():
-            terminal.say(sentence)
-    terminal.say(f"\n{LEGEND}")
+            terminal.prose(sentence)
+    terminal.prose(f"\n{LEGEND}")
     for note in notes:
-        terminal.say(f"NOTE {note}")
+        terminal.prose(f"NOTE {note}")
 
 
 def to_markdown(comparisons: list[Comparison], notes: list[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import digests, provenance, spec, yaml_source
+from harness import changes, digests, provenance, spec, yaml_source
 from harness.errors import HarnessError
 from harness.item_significance import Labels
 from harness.keys import Key
@@ -190,20 +190,13 @@ def words(resolved: dict[str, Any]) -> list[str]:
     """What a spec has that its experiment's file does not; where that is gone, what base.yaml does not have."""
     shipped = _shipped(str(resolved["name"]))
     own = {key: value for key, value in spec.flatten(resolved) if is_of_training(key)}
-    gone = {_head(key) for key in shipped if _head(key)} - {_head(key) for key in own}
-    changed = [f"{k}={v}" for k, v in own.items() if shipped.get(k, v if k in shipped else None) != v]
-    return [*(word for word in changed if word != "methods={}"), *(f"~{head}" for head in sorted(filter(None, gone)))]
+    given = [f"{key}={own[key]}" for key in changes.changed(own, shipped)]
+    return [*given, *(f"~{plugin}" for plugin in changes.removed(own, shipped))]
 
 
 def is_of_training(key: str) -> bool:
     """Whether a setting can change what is trained."""
     return key.split(".")[0] not in _OF_THE_RUN and key not in _OF_THE_END
-
-
-def _head(key: str) -> str:
-    """`methods.lora` of a key below it; "" for other keys."""
-    parts = key.split(".")
-    return ".".join(parts[:2]) if parts[0] in ("methods", "metrics") and len(parts) > 1 else ""
 
 
 @functools.cache

@@ -14,9 +14,7 @@ import numpy as np
 from harness import keys, spec, tracking
 from harness.compare.runs import Entry, Predictions, Reader, Run
 from harness.errors import SpecError, did_you_mean
-
-REHEARSALS = "smoke"
-"""MLflow's experiment of runs with --smoke: compared only where they are named."""
+from harness.tracking import REHEARSALS
 
 _FILTER = re.compile(r"(=|!=|<|>|\b(LIKE|ILIKE|IN|IS)\b)", re.IGNORECASE)
 

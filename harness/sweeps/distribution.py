@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 from collections.abc import Iterator
@@ -31,6 +32,14 @@ class Distribution(Settings):
     """Distance of the values of `uniform` and `int_uniform`."""
     when: dict[str, Any] = Field(default={})
     """Only where keys that are searched above have this value, or one of these."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_map(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            form = "{log_uniform: [1.0e-4, 1.0e-2]} or {choice: [1, 2, 4]}"
+            raise ValueError(f"values are given as {form}; one value for all trials stands without `space.`")
+        return given
 
     @field_validator("uniform", "log_uniform", "int_uniform", "int_log_uniform", mode="before")
     @classmethod
@@ -117,8 +126,10 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _is_nested(value: Any) -> bool:
-    return bool(value) and all(isinstance(one, dict) for one in as_list(value))
+def _is_range(given: dict[str, Any]) -> bool:
+    """Whether a map gives values, perhaps misspelt, and not maps of keys below it."""
+    is_nested = all(one and all(isinstance(each, dict) for each in as_list(one)) for one in given.values())
+    return not is_nested and any(difflib.get_close_matches(key, Distribution.model_fields, n=1) for key in given)
 
 
 def _flattened(space: Any, prefix: str = "") -> Any:
@@ -127,7 +138,7 @@ def _flattened(space: Any, prefix: str = "") -> Any:
         return space
     flat: dict[str, Any] = {}
     for key, value in space.items():
-        if isinstance(value, dict) and value and all(map(_is_nested, value.values())):
+        if isinstance(value, dict) and value and not _is_range(value):
             flat |= _flattened(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = as_list(value)

@@ -12,7 +12,7 @@ from harness.errors import SpecError, did_you_mean
 from harness.spec import Spec
 from harness.sweeps.distribution import Parameter, as_list
 from harness.sweeps.plan import Plan, method_of
-from harness.sweeps.space import KEYS, SearchSpace
+from harness.sweeps.space import KEYS, SearchSpace, load
 from harness.sweeps.trials import Arm
 
 _OF_THE_STUDY = (
@@ -23,6 +23,23 @@ _RECORDED = ("parameters/trainable", "memory/peak_gib", "time/train_s", "latency
 """What every trial records beside its scores, and objectives and constraints may name."""
 _COMPARED = ("data", "metrics", "seeds", "precision", "provenance")
 """What all experiments of a study have to have in common."""
+
+
+def read(name: str, own: list[str], overrides: list[str]) -> SearchSpace:
+    """Read a search space; what is wrong with it is told together with the keys that nothing has.
+
+    Args:
+        name: a file of `search_spaces/`, without `.yaml`.
+        own: overrides with its own keys.
+        overrides: all others.
+
+    Raises:
+        SpecError: everything that can be told before it is held against its experiments.
+    """
+    try:
+        return load(name, own)
+    except SpecError as error:
+        raise SpecError("\n".join([str(error), *dict(_unknown_keys(overrides)).values()])) from None
 
 
 def check(space: SearchSpace, exp: str | None, overrides: list[str]) -> Plan:
@@ -60,7 +77,8 @@ def _unknown_keys(overrides: list[str]) -> Iterator[tuple[str, str]]:
     for override in overrides:
         key = override.lstrip("~+").split("=", 1)[0].split(".", 1)[0]
         if key not in Spec.model_fields and ("=" in override or override.startswith("~")):
-            yield override, f"{override}: {key}: {spec.unknown_key(key, known)}"
+            place = override if override.startswith(f"{key}=") else f"{override}: {key}"
+            yield override, f"{place}: {spec.unknown_key(key, known)}"
 
 
 def _check_exp(plan: Plan) -> None:
@@ -125,22 +143,22 @@ def _check_metrics(plan: Plan) -> list[str]:
     asked = [(["objective", str(i), "metric"], one.metric) for i, one in enumerate(space.objective)]
     asked += [(["constraints", metric], metric) for metric in space.constraints]
     problems = [
-        f"{space.place(path)}: {path[0]}: {metric} is never recorded; {did_you_mean(metric, known)}"
+        f"{space.named(path, path[0])}: {metric} is never recorded; {did_you_mean(metric, known)}"
         for path, metric in asked
         if metric not in known
     ]
     if not space.objective[0].metric.startswith("validation/"):
         problems.append(
-            f"{space.place(['objective', '0', 'metric'])}: objective: the first one is a score, validation/<name>"
+            f"{space.named(['objective', '0', 'metric'], 'objective')}: the first one is a score, validation/<name>"
         )
     if space.workers > 1 and any(metric.startswith("latency/") for _, metric in asked):
         problems.append(
-            f"{space.place(['workers'])}: workers: latency cannot be measured while other workers use the same machine"
+            f"{space.named(['workers'], 'workers')}: latency cannot be measured while other workers share the machine"
         )
     problems += _check_pruner(space, len(first.seeds))
     if space.confirm and (again := set(space.confirm.seeds) & set(first.seeds)):
         problems.append(
-            f"{space.place(['confirm', 'seeds'])}: confirm.seeds: {min(again)} is not fresh, the search uses it"
+            f"{space.named(['confirm', 'seeds'], 'confirm.seeds')}: {min(again)} is not fresh, the search uses it"
         )
     return problems
 
@@ -148,7 +166,7 @@ def _check_metrics(plan: Plan) -> list[str]:
 def _check_pruner(space: SearchSpace, num_seeds: int) -> Iterator[str]:
     """What is wrong with the pruner for trials of so many seeds."""
     ((name, settings),) = space.pruner.items()
-    place, needed = f"{space.place(['pruner'])}: pruner", settings.get("p_threshold", 0.1)
+    place, needed = space.named(["pruner"], "pruner"), settings.get("p_threshold", 0.1)
     if name == "wilcoxon" and isinstance(needed, int | float) and 2.0 ** (1 - num_seeds) >= needed:
         why = f"wilcoxon looks over seeds, and {num_seeds} are too few for p below {needed}"
         yield f"{place}: {why}: name more, such as seeds=[0,1,2,3,4]"
@@ -244,9 +262,11 @@ def _attributed(plan: Plan, arm: Arm, parameter: Parameter, chosen: dict[str, An
         if one.key not in chosen or not one.applies(chosen):
             continue
         own = f"{composing.override(one.key, chosen[one.key])}: "
-        name = line.removeprefix(own).split(": ")[0]
-        if line.startswith(own) and f"{name}.".startswith(f"{one.key}."[: len(name) + 1]):
-            return _named_place(plan, arm, one).removesuffix(one.key) + line.removeprefix(own)
+        if line.startswith(own):
+            place, told = _named_place(plan, arm, one), line.removeprefix(own)
+            name = told.split(": ")[0]
+            is_related = place.endswith(one.key) and f"{name}.".startswith(f"{one.key}."[: len(name) + 1])
+            return f"{place.removesuffix(one.key)}{told}" if is_related else f"{place}: {told}"
     return f"{_named_place(plan, arm, parameter)}: with {json.dumps(chosen[parameter.key])}: {line}"
 
 
@@ -254,4 +274,4 @@ def _named_place(plan: Plan, arm: Arm, parameter: Parameter) -> str:
     """Such as `lora_rank.yaml:6: space.methods.lora.rank`."""
     section, key = "baseline.space" if arm == "baseline" else "space", parameter.key
     number = next(i for i, one in enumerate(plan.space.entries(arm)[key]) if one is parameter.distribution)
-    return f"{plan.space.place([*section.split('.'), key, str(number)])}: {section}.{key}"
+    return plan.space.named([*section.split("."), key, str(number)], f"{section}.{key}")

@@ -54,8 +54,8 @@ def _setting_problems(
     known = {key for key in parameters if key not in _OURS and "Callable" not in str(parameters[key].annotation)}
     needed = [key for key in sorted(known) if parameters[key].default is inspect.Parameter.empty]
     for key in (key for key in settings if key not in known):
-        place = space.place([kind, name, key])
-        yield f"{place}: {kind}.{name}.{key}: unknown key; {did_you_mean(key, known)}"
+        place = space.named([kind, name, key], f"{kind}.{name}.{key}")
+        yield f"{place}: unknown key; {did_you_mean(key, known)}"
     if missing := [key for key in needed if key not in settings]:
         yield from (f"{space.place([kind, name])}: {kind}.{name}.{key}: missing" for key in missing)
         return

@@ -154,6 +154,10 @@ class SearchSpace(Settings):
         """Where a setting of the study was given: `lora_rank.yaml:7`, or the override as typed."""
         return self._places.of(path) if self._places else f"{self.name}.yaml"
 
+    def named(self, path: list[str], key: str) -> str:
+        """The same with the key, where the place does not say it."""
+        return self._places.named(path, key) if self._places else f"{self.name}.yaml: {key}"
+
     @property
     def arms(self) -> list[Arm]:
         """The search, and the baseline if there is one."""

@@ -249,9 +249,12 @@ def _seconds(scores: dict[str, float]) -> float:
 
 
 def run_name(plan: Plan, arm: Arm, number: int, seed: int | None = None) -> str:
-    """That of a trial; with a seed, that of its configuration's confirmation on this seed."""
+    """That of a trial; with a seed, that of its configuration's confirmation on this seed.
+
+    What tells it from the others of its study stands first: MLflow's table cuts long names.
+    """
     of_seed = "" if seed is None else f"-seed{seed}"
-    return storage.safe_name(f"{plan.name}-{arm[0]}{number:03d}{of_seed}")
+    return storage.safe_name(f"{arm[0]}{number:03d}{of_seed}-{plan.name}")
 
 
 def drop_checkpoints(session: Session, run: str) -> None:

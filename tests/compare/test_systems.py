@@ -11,9 +11,9 @@ import pytest
 from harness import spec
 from harness.command import SMOKE
 from harness.compare import runs
-from harness.compare.systems import REHEARSALS, find
+from harness.compare.systems import find
 from harness.errors import SpecError
-from harness.tracking import Tracking, start
+from harness.tracking import REHEARSALS, Tracking, start
 from tests.compare.runs import finished
 from tests.stores import QUIET
 

@@ -106,7 +106,7 @@ def test_a_mistake_in_one_of_several_ranges_has_its_own_line(make: Make) -> None
         ("lora", ["objective.metric=validation/f1_marco"], [], r"^objective\.metric=.*: .*'validation/f1_macro'"),
         ("lora", ["objective.metric=memory/peak_gib"], [], r"^objective\.metric=.*: the first one is a score"),
         ("lora", ["space.methods.lora.rank.choice=[0]"], [], r"^space\.methods\.lora\.rank\.choice=\[0\]: .*found 0$"),
-        ("lora", ["workers=2", "constraints={latency/p50_ms: 9.0}"], [], r"^workers=2: workers: latency cannot be"),
+        ("lora", ["workers=2", "constraints={latency/p50_ms: 9.0}"], [], r"^workers=2: latency cannot be"),
         ("lora", [], ["foo"], r"^'foo' is not an override"),
         (None, [], [], r"^sweep=mine: which experiment\?\n  fix: exp=<name>; known: awp, "),
         ("lroa", [], [], r"^exp=lroa: no experiment is called 'lroa'\n  fix: did you mean 'lora'"),
@@ -187,12 +187,12 @@ def test_the_command_line_says_how_many_mistakes_there_are(make: Make, capsys: p
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("smpler=tpe", "smpler: unknown key; did you mean `sampler`?"),
+        ("smpler=tpe", "unknown key; did you mean `sampler`?"),
         ("confim.seeds=[1,2]", "confim: unknown key; did you mean `confirm`?"),
-        ("confirm.sedes=[1]", "confirm.sedes: unknown key; did you mean `seeds`?"),
+        ("confirm.sedes=[1]", "unknown key; did you mean `seeds`?"),
         ("~basline", "basline: unknown key; did you mean `baseline`?"),
         ("trian.epochs=2", "trian: unknown key; did you mean `train`?"),
-        ("train.epoch=2", "train.epoch: unknown key; did you mean `epochs`?"),
+        ("train.epoch=2", "unknown key; did you mean `epochs`?"),
     ],
 )
 def test_a_key_of_a_study_may_be_meant_where_one_is_asked_for(
@@ -203,10 +203,22 @@ def test_a_key_of_a_study_may_be_meant_where_one_is_asked_for(
     assert capsys.readouterr().err == f"error: {word}: {told}\n"
 
 
+def test_one_value_where_values_are_searched_is_told_with_other_mistakes(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make("  train.epochs: {choice: [1, 2]}\n")
+    assert main(["exp=lora", "sweep=mine", "space.train.learing_rate=1e-3", "trails=3", "--plan"]) == 2
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first == "2 errors:"
+    assert second.startswith("space.train.learing_rate=1e-3: values are given as {log_uniform: ")
+    assert second.endswith("one value for all trials stands without `space.`, found 0.001")
+    assert third == "trails=3: unknown key; did you mean `trials`?"
+
+
 def test_a_key_like_no_other_is_answered_with_those_of_both(make: Make) -> None:
     with pytest.raises(SpecError) as error:
         make("  train.weight_decay: {choice: [0.1]}\n", overrides=("zzz=1",))
-    known = str(error.value).removeprefix("zzz=1: zzz: unknown key; known: ").split(", ")
+    known = str(error.value).removeprefix("zzz=1: unknown key; known: ").split(", ")
     assert known == sorted(known)
     assert {"sampler", "trials", "train", "methods"} <= set(known)
     assert not {"name", "story"} & set(known)
@@ -215,8 +227,8 @@ def test_a_key_like_no_other_is_answered_with_those_of_both(make: Make) -> None:
 def test_without_a_study_its_keys_are_not_offered(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["exp=lora", "smpler=tpe", "--plan"]) == 2
     told = capsys.readouterr().err
-    assert told.startswith("error: smpler=tpe: smpler: unknown key; ")
-    assert "sampler" not in told.removeprefix("error: smpler=tpe: smpler: ")
+    assert told.startswith("error: smpler=tpe: unknown key; ")
+    assert "sampler" not in told.removeprefix("error: smpler=tpe: ")
 
 
 @pytest.mark.parametrize("word", ["evaluation.final=test", "evaluation.baselines=true", "compression.int8=true"])

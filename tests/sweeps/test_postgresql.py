@@ -118,7 +118,7 @@ def test_another_machine_finishes_what_a_dead_one_began(postgres: Postgres, tiny
     shared.append(f"tracking.uri=sqlite:///{there / 'mlflow.db'}")
     there.mkdir()
     with launched(command(tiny, here, *shared), here) as study:
-        wait_for(lambda: saved(here, "small-s000"))
+        wait_for(lambda: saved(here, "s000-small"))
         os.kill(study.pid, signal.SIGKILL)
         study.wait()
     done = launch(command(tiny, there, *shared))

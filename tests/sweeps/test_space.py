@@ -124,7 +124,7 @@ pruner: median
 
 def test_an_override_of_the_study_is_told_as_typed(write: Write) -> None:
     name = write(f"{HEAD}space: {{train.epochs: {{choice: [1, 2]}}}}\n")
-    with pytest.raises(SpecError, match=r"^trials=many: trials: Input should be a valid integer, found 'many'$"):
+    with pytest.raises(SpecError, match=r"^trials=many: Input should be a valid integer, found 'many'$"):
         space.load(name, ["trials=many"])
     with pytest.raises(SpecError, match=r"^space\.train\.epochs\.choise=\[1\]: .*did you mean `choice`"):
         space.load(name, ["space.train.epochs.choise=[1]"])
@@ -132,6 +132,8 @@ def test_an_override_of_the_study_is_told_as_typed(write: Write) -> None:
                              "objective.direction=minimize"])  # fmt: skip
     assert (made.trials, made.sampler, made.objective[0].direction) == (9, {"random": {}}, "minimize")
     assert made.space["train.epochs"][0].choice == [3, 4]
+    nested = space.load(name, ["space.methods.awp.stop={choice: [0.5, 1.0]}"])
+    assert nested.space["methods.awp.stop"][0].choice == [0.5, 1.0], "stop is near step, and no misspelt range"
     assert made.place(["space", "train.epochs"]) == "space.train.epochs.choice=[3,4]"
     assert made.place(["objective"]) == "objective.direction=minimize"
     assert made.place(["sampler"]) == "sampler=random"

@@ -88,7 +88,7 @@ def test_what_a_study_leaves_and_that_it_goes_on(
 
     monkeypatch.setattr(conclusion, "_judge", count)
     assert study(tmp_path, tiny) == 0
-    assert watched[:4] == ["small-s000", "small-b000", "small-s001", "small-b001"], "the arms take turns"
+    assert watched[:4] == ["s000-small", "b000-small", "s001-small", "b001-small"], "the arms take turns"
     assert len(watched) == 4 + 2 * 2
     rows = trials(tmp_path)
     assert [(row["arm"], row["trial"], row["state"]) for row in rows] == [
@@ -116,7 +116,7 @@ def test_what_a_study_leaves_and_that_it_goes_on(
     assert study(tmp_path, tiny) == 0
     assert watched == [] and len(judged) == 4, "nothing is left to be done"
     assert study(tmp_path, tiny, "trials=3") == 0
-    assert watched[:2] == ["small-s002", "small-b002"], "the number is the total"
+    assert watched[:2] == ["s002-small", "b002-small"], "the number is the total"
     assert len(trials(tmp_path)) == 6
 
     capsys.readouterr()
@@ -128,7 +128,7 @@ def test_what_a_study_leaves_and_that_it_goes_on(
     shutil.rmtree(one / "weights")  # as if another machine had trained it
     assert study(tmp_path, tiny, "trials=3") == 5
     assert f"the weights of {one.name} are not here" in capsys.readouterr().err
-    assert main(["--resume", "small-s000", f"output={tmp_path}"]) == 2
+    assert main(["--resume", "s000-small", f"output={tmp_path}"]) == 2
     assert "is a trial of the study small" in capsys.readouterr().err
 
 
@@ -244,9 +244,9 @@ def test_f33_a_trial_that_fails_or_runs_out_of_memory_is_told_and_the_study_goes
     tmp_path: Path, tiny: list[str], faulty: Callable[[Fault], None]
 ) -> None:
     errors = {
-        "small-s000": MemoryExhausted("out of memory in training"),
-        "small-b000": TrainingError("the loss is nan"),
-        "small-b001": ValueError("a mistake of somebody's"),
+        "s000-small": MemoryExhausted("out of memory in training"),
+        "b000-small": TrainingError("the loss is nan"),
+        "b001-small": ValueError("a mistake of somebody's"),
     }
     faulty(lambda name, times: errors.get(name))
     assert study(tmp_path, tiny, "trials=3") == 0
@@ -254,7 +254,7 @@ def test_f33_a_trial_that_fails_or_runs_out_of_memory_is_told_and_the_study_goes
     assert found["search 0"] == ("infeasible", "out of memory in training")
     assert found["baseline 0"] == ("failed", "the loss is nan")
     assert found["baseline 1"] == ("failed", "ValueError: a mistake of somebody's")
-    assert "somebody's" in (tmp_path / "runs" / "small-b001" / "traceback.txt").read_text()
+    assert "somebody's" in (tmp_path / "runs" / "b001-small" / "traceback.txt").read_text()
     assert {found[f"search {i}"][0] for i in (1, 2)} == {found["baseline 2"][0]} == {"complete"}
 
 
@@ -272,7 +272,7 @@ def test_a_study_whose_every_trial_fails_ends_with_the_reason(
 def test_a_stopped_study_goes_on_with_the_trial_it_left(
     tmp_path: Path, tiny: list[str], faulty: Callable[[Fault], None]
 ) -> None:
-    faulty(lambda name, times: Interrupted(143) if name == "small-b000" and times == 1 else None)
+    faulty(lambda name, times: Interrupted(143) if name == "b000-small" and times == 1 else None)
     assert study(tmp_path, tiny) == 143
     assert mlflow_runs(tmp_path)["small"]["status"] == "KILLED"
     assert study(tmp_path, tiny) == 0
@@ -307,7 +307,7 @@ def test_runs_of_an_earlier_study_of_the_same_name_are_not_taken_for_trials(
     capsys.readouterr()
     assert study(tmp_path, tiny, *small, "methods.lora.alpha=32") == 2
     told = capsys.readouterr().err
-    assert "small-s000 is a run of an earlier study that was called small" in told and "study=<name>" in told
+    assert "s000-small is a run of an earlier study that was called small" in told and "study=<name>" in told
     assert study(tmp_path, tiny, *small, "study=other") == 0
 
 
@@ -382,7 +382,7 @@ def test_a_study_that_moves_to_another_store_forgets_the_run_it_had_there(tmp_pa
     with closing(sqlite3.connect(other)) as database:
         runs = dict(database.execute("select name, run_uuid from runs"))
         (parent,) = database.execute(
-            "select value from tags where key = 'mlflow.parentRunId' and run_uuid = ?", (runs["small-s001"],)
+            "select value from tags where key = 'mlflow.parentRunId' and run_uuid = ?", (runs["s001-small"],)
         ).fetchone()
     assert parent == runs["small"]
 
@@ -391,7 +391,7 @@ def test_a_launch_that_lost_a_process_blames_no_trial(
     tmp_path: Path, tiny: list[str], faulty: Callable[[Fault], None]
 ) -> None:
     """F5: the trial waits, and is the first to be taken up by the next launch."""
-    faulty(lambda name, times: LostProcess("lost another process") if (name, times) == ("small-s000", 1) else None)
+    faulty(lambda name, times: LostProcess("lost another process") if (name, times) == ("s000-small", 1) else None)
     assert study(tmp_path, tiny) == 1
     assert study(tmp_path, tiny) == 0
     assert [row["state"] for row in trials(tmp_path)] == ["complete"] * 4
@@ -413,7 +413,7 @@ def test_a_trial_that_was_ended_leaves_no_optimizer_in_memory(
 
 
 def has_saved(output: Path, steps: int) -> bool:
-    return launches.saved(output, "small-s000") >= steps
+    return launches.saved(output, "s000-small") >= steps
 
 
 def test_a_trial_that_was_given_up_leaves_no_running_run_and_no_checkpoints(
@@ -423,15 +423,15 @@ def test_a_trial_that_was_given_up_leaves_no_running_run_and_no_checkpoints(
     length = ["train.max_steps=600", "train.epochs=300", "evaluation.every=600 steps"]  # not over before it is killed
     command = launches.command(tiny, tmp_path, "trials=1", "~confirm", "checkpoint.every=1 steps", *length)
     for _ in range(3):
-        before = launches.saved(tmp_path, "small-s000")
+        before = launches.saved(tmp_path, "s000-small")
         with launches.launched(command, tmp_path) as process:
             wait_for(partial(has_saved, tmp_path, before + 1))
             process.kill()
-    assert launches.recorded(tmp_path)["small-s000"] == ("small", "RUNNING")
+    assert launches.recorded(tmp_path)["s000-small"] == ("small", "RUNNING")
     done = launches.launch(command)
     assert done.returncode == 0, done.stderr
-    assert launches.recorded(tmp_path)["small-s000"] == ("small", "KILLED")
-    assert not (tmp_path / "runs" / "small-s000" / "checkpoints").exists()
+    assert launches.recorded(tmp_path)["s000-small"] == ("small", "KILLED")
+    assert not (tmp_path / "runs" / "s000-small" / "checkpoints").exists()
     (row,) = trials(tmp_path)
     assert (row["state"], row["reason"]) == ("failed", "its process ended 3 times while it ran")
 
@@ -441,7 +441,7 @@ def test_a_trial_ends_when_its_time_is_over_and_breaks_a_constraint(tmp_path: Pa
     rows = trials(tmp_path)
     assert {row["state"] for row in rows} == {"infeasible"}
     assert all("out of time after 1 steps" in row["reason"] for row in rows)
-    run = mlflow_runs(tmp_path)["small-s000"]
+    run = mlflow_runs(tmp_path)["s000-small"]
     assert (run["status"], "out of time" in run["tags"]["ended"]) == ("KILLED", True)
 
 
@@ -458,8 +458,8 @@ def test_seeds_within_a_trial_are_children_and_wilcoxon_prunes_over_them(tmp_pat
     assert study(tmp_path, tiny, "seeds=[1,2,3]", "pruner=wilcoxon") == 2, "three can never be enough"
     assert study(tmp_path, tiny, "seeds=[1,2,3,4,5]", "pruner=wilcoxon", "trials=1", "~confirm", "~baseline") == 0
     runs = mlflow_runs(tmp_path)
-    children = {f"small-s000-s{seed}" for seed in range(1, 6)}
-    assert {name for name, run in runs.items() if run["parent"] == "small-s000"} == children
+    children = {f"s000-small-s{seed}" for seed in range(1, 6)}
+    assert {name for name, run in runs.items() if run["parent"] == "s000-small"} == children
     values = [runs[name]["metrics"]["validation/f1_macro"] for name in sorted(children)]
     (row,) = trials(tmp_path)
     assert float(row["value"]) == pytest.approx(sum(values) / 5, abs=1e-6)
