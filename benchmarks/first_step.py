@@ -16,7 +16,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 CHILD = """
 import os, sys, time
 from harness import command, threads
-threads.choose_wait_policy()
+threads.before_torch()
 from harness import selection
 
 def stop(self, step):

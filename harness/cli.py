@@ -143,7 +143,7 @@ def selftest(
 
     chosen, started = spec.load(name, overrides or []), time.monotonic()
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):  # for programs, notes go elsewhere
-        threads.choose_wait_policy()
+        threads.before_torch()
         from harness import selftest as module
         from harness.findings import has_failed, report
 

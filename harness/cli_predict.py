@@ -59,7 +59,7 @@ def predict(
     from harness.storage import PROJECT
 
     with contextlib.redirect_stdout(sys.stderr):  # notes go elsewhere than the answer
-        threads.choose_wait_policy()
+        threads.before_torch()
         predictor = prediction.Predictor(run, PROJECT / output, Terminal())
         names = column or predictor.texts
         table = sources.read_file(file) if file else _typed(texts or [], names)

@@ -158,7 +158,7 @@ def _sweep(flags: list[str], words: list[str]) -> int:
         crew.prepare(asked)
     plan = Plan(asked, exp, overrides) if is_worker else mistakes.check(asked, exp, overrides)  # who leads has checked
     with _answering(flags):
-        threads.choose_wait_policy()
+        threads.before_torch()
         from harness.sweeps import sampling, store
 
         sampling.check(plan.space)
@@ -195,7 +195,7 @@ def _small(name: str, exp: str | None) -> list[str]:
 def _run(resolved: spec.Spec, flags: list[str], resume: str | None = None) -> None:
     storage.writable(storage.PROJECT / resolved.output)  # before the seconds that importing takes
     with _answering(flags):
-        threads.choose_wait_policy()
+        threads.before_torch()
         from harness import banners
         from harness.run import run
 

@@ -1,4 +1,4 @@
-"""Threads and cores, decided before torch is imported (OpenMP reads its settings once)."""
+"""Threads, cores and caches, decided before torch is imported: OpenMP and oneDNN read their settings once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pathlib import Path
 
 _SAMPLE_SECONDS = 0.1
 _BUSY = 0.25
+_ONEDNN_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""oneDNN's own cache of kernels, and torch's of what it asks oneDNN for."""
+_KERNELS = 64
+"""More than a step has shapes of products."""
 
 
 def share_of_cores() -> int:
@@ -22,6 +26,22 @@ def share_of_cores() -> int:
         return int(os.environ["OMP_NUM_THREADS"])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def before_torch() -> None:
+    """Decide what libraries read once; settings that were given stay."""
+    bound_caches()
+    choose_wait_policy()
+
+
+def bound_caches() -> None:
+    """Let oneDNN keep the kernels of a step, not those of every number of tokens there ever was.
+
+    By default it keeps 1,024 of half a MiB each, and every batch has another number of tokens: 35 MiB more with every
+    step. To make them anew takes no time that could be measured.
+    """
+    for name in _ONEDNN_CACHES:
+        os.environ.setdefault(name, str(_KERNELS))
 
 
 def choose_wait_policy() -> None:

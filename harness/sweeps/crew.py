@@ -50,6 +50,7 @@ def prepare(space: SearchSpace) -> None:
     It takes as long for all of them as for one, and goes on while a mistake may still be found.
     """
     if space.workers > 1 and space.executor == "local":
+        threads.bound_caches()
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported; workers share the cores
         _SERVER.set_forkserver_preload(["harness.sweeps.nursery"])
         forkserver.ensure_running()
