@@ -13,10 +13,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness import threads
+
 WARM = 3
 BATCH, RATE, EVALUATED = 16, 1e-3, 256
 LORA = r".*attention\.(self\.(query|key|value)|output\.dense)"
 """What `target_modules: attention` means, in PEFT's words."""
+
+
+BUSY = 0.25
+"""Share of the machine's CPU time from which on others use the cores."""
+
+
+def settle_wait_policy() -> None:
+    """Let OpenMP threads of all processes started from here sleep while they wait, if others use the cores now.
+
+    One decision for all contestants: threads that spin are faster on quiet cores, and many times slower beside a busy
+    process. `OMP_WAIT_POLICY` in the environment decides.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ and max(threads.busy_share() for _ in range(10)) > BUSY:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        print("NOTE other processes use these cores: threads of all contestants sleep while they wait", flush=True)
 
 
 class Stopwatch:

@@ -46,11 +46,10 @@ MUST = {
 """What a step may cost at most, in plain steps. Masks at every forward are there to compare."""
 
 
-def measure(rounds: int, batch: int) -> dict[str, list[float]]:
+def measure(rounds: int) -> dict[str, list[float]]:
     """CPU seconds of a step of every variant in every round."""
-    size = f"train.batch_size={batch}"
-    loaded = assembly.load(spec.load("full_finetune", [size]))
-    running = {name: training.start("full_finetune", [size, *own], loaded).steps for name, own in VARIANTS.items()}
+    loaded = assembly.load(spec.load("full_finetune"))
+    running = {name: training.start("full_finetune", own, loaded).steps for name, own in VARIANTS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for turn in range(WARM + rounds):
         for name, steps in running.items():
@@ -76,12 +75,12 @@ def table(seconds: dict[str, list[float]], ratio: dict[str, Spread]) -> list[dic
 
 def main() -> None:
     """Measure and record."""
-    asking = parser(__doc__, "two rounds on batches of 8")
+    asking = parser(__doc__, "one round")
     asking.add_argument("--rounds", type=int, default=8)
     asked = asking.parse_args()
     torch.set_num_threads(1)
     device.use_fast_matmul()
-    seconds = measure(2, 8) if asked.quick else measure(asked.rounds, 32)
+    seconds = measure(1 if asked.quick else asked.rounds)
     ratio = {name: ratios(times, seconds["plain"]) for name, times in seconds.items()}
     figure = bars("What mixout and AWP add to a step", "plain steps", {"CPU time": ratio}, MUST)
     publish("method_cost", table(seconds, ratio), {"ratio": ratio, "seconds": seconds}, figure)

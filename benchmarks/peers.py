@@ -3,7 +3,7 @@
     python benchmarks/peers.py [--quick] [--rounds 3] [--steps 20] [--only lora]
 
 Every contestant (contestants.py) is a fresh process; each round runs all of them once. Steps are timed after three have
-warmed up. Where other programs use the cores at the start, the threads of all contestants sleep while they wait.
+warmed up. Where other programs use the cores at the start, threads of all contestants sleep while they wait.
 `gradient` is how far the gradient of a batch without padding is from that of torch alone on the padded batch. Results:
 recording.py.
 """
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from contestants import BATCH, CONTESTANTS, WARM, Stopwatch
+from contestants import BATCH, CONTESTANTS, WARM, Stopwatch, settle_wait_policy
 
 from harness import threads
 
@@ -175,9 +175,9 @@ def main() -> None:
         measured = {"limit": limit, "gradient": gradient}.get(name, lambda: child(name, kind, int(steps)))()
         print(json.dumps(measured))
         return
-    threads.choose_wait_policy()  # of this process and those it starts; before torch is imported
     from recording import bars, publish, spread
 
+    settle_wait_policy()
     rounds, steps = (1, 10) if asked.quick else (asked.rounds, asked.steps)
     exact = start("gradient", "lora", "0")
     found = {kind: list(rounds_of(kind, rounds, steps)) for kind in FLOPS_PER_TOKEN if asked.only in (None, kind)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -130,7 +131,9 @@ def facts() -> dict[str, str]:
     """Date, commit and machine."""
     asked = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(asked, cwd=PROJECT, capture_output=True, text=True).stdout.strip()
-    return {"date": time.strftime("%Y-%m-%d"), "commit": commit, "processor": _processor(), **device.describe()}
+    when = {"date": time.strftime("%Y-%m-%d"), "commit": commit}
+    waiting = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "")}
+    return {**when, "processor": _processor(), **device.describe(), **waiting}
 
 
 def _processor() -> str:

@@ -6,7 +6,8 @@ Wall times of whole commands, each cold as a user starts it; a round runs every 
 runs by several workers and by one; Optuna around Trainer is given the trials that the study drew (study_peer.py); then
 each trial is launched as a process of its own with the same settings and all cores, by python alone and by `accelerate
 launch`, as the README does. Bookkeeping is what lies between the trials of a study by one worker: to take one, to tell
-its end. Results: recording.py.
+its end. It wants a quiet machine: where other programs use the cores at the start, threads of all ways sleep while they
+wait; where they come later, ways with two threads are many times slower. Results: recording.py.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 
 import optuna
+from contestants import settle_wait_policy
 from optuna.storages.journal import JournalFileBackend
 from recording import PROJECT, Spread, bars, parser, publish, ratios, spread
 
@@ -123,6 +125,7 @@ def main() -> None:
     asking.add_argument("--workers", type=int, default=2)
     asked = asking.parse_args()
     rounds, trials, steps = (1, 2, 10) if asked.quick else (asked.rounds, asked.trials, asked.steps)
+    settle_wait_policy()
     walls: dict[str, list[float]] = {}
     between = []
     for _ in range(rounds):

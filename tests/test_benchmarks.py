@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from importlib import import_module
 from pathlib import Path
@@ -119,3 +120,16 @@ def test_every_program_of_make_bench_has_a_quick_form(name: str) -> None:
 def test_make_bench_runs_them() -> None:
     assert len(PROGRAMS) == 6
     assert "bench" in pages.make_targets()
+
+
+@pytest.mark.parametrize(("given", "busy", "taken"), [("", 0.1, ""), ("", 0.9, "PASSIVE"), ("ACTIVE", 0.9, "ACTIVE")])
+def test_one_decision_how_all_contestants_wait(
+    given: str, busy: float, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contestants = module("contestants")
+    monkeypatch.setattr(contestants.threads, "busy_share", lambda: busy)
+    monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    if not given:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    contestants.settle_wait_policy()
+    assert os.environ.get("OMP_WAIT_POLICY", "") == taken
