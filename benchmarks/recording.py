@@ -79,7 +79,7 @@ def bars(
         x, y = [one.middle for one in found], list(rows)
         figure.add_bar(x=x, y=y, name=name, orientation="h", error_x=whiskers, marker={"color": colour})
     if must:
-        stroke = {"symbol": "line-ns", "size": 22, "line": {"width": 3, "color": figures.ACCENT}}
+        stroke = {"symbol": "line-ns", "size": 22, "line": {"width": 3, "color": figures.INK}}
         figure.add_scatter(x=list(must.values()), y=list(must), mode="markers", name="must", marker=stroke)
     figure.update_xaxes(title_text=unit, rangemode="tozero")
     figure.update_yaxes(autorange="reversed", automargin=True)
