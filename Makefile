@@ -27,12 +27,13 @@ demo: setup  ## set up, then train exp=lora_adapter on real reviews, tracked in 
 methods: setup  ## train every experiment with three seeds, unless done already, and print the table (hours)
 	$(BIN)/python benchmarks/methods.py
 
-bench: setup  ## measure against other trainers and where time goes, about 20 minutes on a quiet machine (BENCH=--quick: 4)
+bench: setup  ## measure against other trainers and where time goes, about 40 minutes on two quiet cores (BENCH=--quick: 6)
 	$(BIN)/python benchmarks/peers.py $(BENCH)
-	$(BIN)/python benchmarks/step_profile.py
-	$(BIN)/python benchmarks/method_cost.py
-	$(BIN)/python benchmarks/tracking_cost.py
-	$(BIN)/python benchmarks/study_cost.py $(if $(BENCH),--trials 4)
+	$(BIN)/python benchmarks/step_profile.py $(BENCH)
+	$(BIN)/python benchmarks/method_cost.py $(BENCH)
+	$(BIN)/python benchmarks/latency_cost.py $(BENCH)
+	$(BIN)/python benchmarks/tracking_cost.py $(BENCH)
+	$(BIN)/python benchmarks/study_cost.py $(BENCH)
 
 test: lint  ## set up, lint, check types, run all tests (what CI runs)
 	$(PYTEST) --durations=10

@@ -1,24 +1,23 @@
 """What mixout and AWP add to a plain step: CPU time of one batch, all variants interleaved in one process.
 
-    python benchmarks/method_cost.py
+    python benchmarks/method_cost.py [--quick] [--rounds 8]
 
-Full fine-tuning of builtin:minilm on batches of 32 training sentences. Every round takes one step of each variant on
-the same batch; the ratios are medians over the rounds of the variant's CPU time against that of the plain step in the
-same round. Targets: mixout at most 1.25, an active AWP step at most 2.1, less where only some layers are attacked.
+Full fine-tuning of builtin:minilm on batches of 32 training sentences, one thread: CPU time of one is that of the work,
+also beside other programs. Every round takes one step of each variant on the same batch; a ratio is that of the
+variant's step to the plain step of the same round. Results: recording.py.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Iterator
 
 import torch
+import training
+from recording import Spread, bars, parser, publish, ratios, spread
 
-from harness import assembly, device, processes, spec, train
-from harness.train import Step
+from harness import assembly, device, spec
 
-ROUNDS = 8
+WARM = 2
 AWP = "methods.awp.start=0.0"
 VARIANTS: dict[str, list[str]] = {
     "plain": [],
@@ -34,34 +33,57 @@ VARIANTS: dict[str, list[str]] = {
     "awp relative, head only": [AWP, "methods.awp.layers=head"],
     "awp relative, attention only": [AWP, "methods.awp.layers=attention"],
 }
+MUST = {
+    "mixout head": 1.25,
+    "mixout all, input masks": 1.25,
+    "mixout all, element masks": 1.25,
+    "awp relative": 2.05,
+    "awp box": 2.05,
+    "awp sam": 2.05,
+    "awp relative, head only": 1.5,
+    "awp relative, attention only": 2.05,
+}
+"""What a step may cost at most, in plain steps. Masks at every forward are there to compare."""
 
 
-def steps(overrides: list[str], loaded: assembly.Loaded) -> Iterator[Step]:
-    """The training of one variant, a step at a time, on the batches all variants see."""
-    chosen = spec.load("full_finetune", overrides)
-    assembled = assembly.assemble(chosen, loaded, 0)
-    methods, generator = list(assembled.methods.values()), torch.Generator().manual_seed(0)
-    accelerator = processes.build_accelerator("no")
-    return train.Training(assembled.model, loaded.task, methods, chosen.train, accelerator, generator).steps()
+def measure(rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of a step of every variant in every round."""
+    loaded = assembly.load(spec.load("full_finetune"))
+    running = {name: training.start("full_finetune", own, loaded).steps for name, own in VARIANTS.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    for turn in range(WARM + rounds):
+        for name, steps in running.items():
+            begun = time.process_time()
+            next(steps)
+            if turn >= WARM:
+                seconds[name].append(time.process_time() - begun)
+    return seconds
+
+
+def table(seconds: dict[str, list[float]], ratio: dict[str, Spread]) -> list[dict[str, str]]:
+    """One row per variant."""
+    return [
+        {
+            "full fine-tuning with": name,
+            "CPU s a step": spread(times).text(),
+            "plain steps": ratio[name].text(),
+            "must be at most": f"{MUST[name]:.2f}" if name in MUST else "",
+        }
+        for name, times in seconds.items()
+    ]
 
 
 def main() -> None:
-    """Measure and print."""
-    device.use_all_cores()
+    """Measure and record."""
+    asking = parser(__doc__, "one round")
+    asking.add_argument("--rounds", type=int, default=8)
+    asked = asking.parse_args()
+    torch.set_num_threads(1)
     device.use_fast_matmul()
-    loaded = assembly.load(spec.load("full_finetune"))
-    running = {name: steps(overrides, loaded) for name, overrides in VARIANTS.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for turn in range(ROUNDS + 2):
-        for name, variant in running.items():
-            start = time.process_time()
-            next(variant)
-            if turn >= 2:  # the first steps warm up
-                seconds[name].append(time.process_time() - start)
-    for name, times in seconds.items():
-        ratios = [mine / plain for mine, plain in zip(times, seconds["plain"], strict=True)]
-        low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
-        print(f"{name:42} {statistics.median(times):6.2f} s  {middle:5.2f} x  ({low:.2f} to {high:.2f})")
+    seconds = measure(1 if asked.quick else asked.rounds)
+    ratio = {name: ratios(times, seconds["plain"]) for name, times in seconds.items()}
+    figure = bars("What mixout and AWP add to a step", "plain steps", {"CPU time": ratio}, MUST)
+    publish("method_cost", table(seconds, ratio), {"ratio": ratio, "seconds": seconds}, figure)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,28 @@
 """Where the time of a training step goes: operators by kind, with padding and without, in one process.
 
-    python benchmarks/step_profile.py [--experiment lora] [--steps 6]
+    python benchmarks/step_profile.py [--quick] [--experiment lora] [--steps 6]
 
-CPU time per step of one thread by torch's profiler, itself included, so that sums are somewhat larger than unprofiled
-steps. Results: recording.py, and docs/step_profile.png.
+CPU time of one thread by torch's profiler, itself included, so that sums are somewhat larger than unprofiled steps.
+Both ways take each step in turn on the same batch; what is shown is the median over the steps, the ratio that of the
+sums of one batch. Results: recording.py, and unless `--quick` docs/step_profile.png.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from recording import PROJECT, publish
+import training
+from recording import PROJECT, Spread, parser, publish, ratios, spread
 from torch.profiler import ProfilerActivity, profile
 
-from harness import assembly, device, figures, processes, spec, train
+from harness import device, figures
 from harness.train import Step
 
-BATCH = 16
+BATCH, WARM = 16, 3
+WAYS = {"with padding": "never", "without padding": "auto"}
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm"),
     "dropout masks": ("bernoulli_", "random_", "lt", "native_dropout"),
@@ -38,37 +40,52 @@ KINDS = {
 REST = "dispatch and everything else"
 
 
-def steps(kind: str, mode: str) -> Iterator[Step]:
-    """Training with padding (`never`) or without (`auto`)."""
-    chosen = spec.load(kind, [f"train.batch_size={BATCH}", f"train.padding_free={mode}"])
-    loaded = assembly.load(chosen)
-    assembled = assembly.assemble(chosen, loaded, 0)
-    methods, generator = list(assembled.methods.values()), torch.Generator().manual_seed(0)
-    accelerator = processes.build_accelerator("no")
-    return train.Training(assembled.model, loaded.task, methods, chosen.train, accelerator, generator).steps()
-
-
-def milliseconds(running: Iterator[Step], number: int) -> dict[str, float]:
-    """Per step, by kind of operator."""
-    for _ in range(3):
-        next(running)
+def milliseconds(steps: Iterator[Step]) -> dict[str, float]:
+    """CPU time of one step, by kind of operator."""
     with profile(activities=[ProfilerActivity.CPU]) as seen:
-        for _ in range(number):
-            next(running)
+        next(steps)
     kind_of = {f"aten::{name}": kind for kind, names in KINDS.items() for name in names}
     spent: Counter[str] = Counter(dict.fromkeys([*KINDS, REST], 0.0))
     for event in seen.key_averages():
-        spent[kind_of.get(event.key, REST)] += event.self_cpu_time_total / 1000 / number
+        spent[kind_of.get(event.key, REST)] += event.self_cpu_time_total / 1000
     return dict(spent)
 
 
-def drawn(found: dict[str, dict[str, float]], title: str) -> tuple[Any, Any]:
-    """One stacked bar per way of running: as a page, and as an image."""
+def measure(experiment: str, number: int) -> dict[str, list[dict[str, float]]]:
+    """Of every way, what each step took."""
+    running = {
+        way: training.start(experiment, [f"train.batch_size={BATCH}", f"train.padding_free={mode}"]).steps
+        for way, mode in WAYS.items()
+    }
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for turn in range(WARM + number):
+        for way, steps in running.items():
+            if turn < WARM:
+                next(steps)
+            else:
+                found[way].append(milliseconds(steps))
+    return found
+
+
+def table(found: dict[str, list[dict[str, float]]], sums: dict[str, list[float]]) -> list[dict[str, str]]:
+    """One row per kind, then the sum, then how many times as fast the second way is."""
+    of_kinds = {kind: {way: [one[kind] for one in steps] for way, steps in found.items()} for kind in [*KINDS, REST]}
+    rows = [
+        {"ms of CPU per step": kind} | {way: spread(values).text(0) for way, values in ways.items()}
+        for kind, ways in {**of_kinds, "sum": sums}.items()
+    ]
+    first, second = WAYS
+    faster = ratios(sums[first], sums[second])
+    return [*rows, {"ms of CPU per step": "times as fast", first: "", second: faster.text()}]
+
+
+def drawn(found: dict[str, dict[str, Spread]], title: str) -> tuple[Any, Any]:
+    """One stacked bar of medians per way of running: as a page, and as an image."""
     page, image = figures.page(title, 900, 360), figures.image(title, 9, 3.2)
     axes = figures.calm(image.subplots(), grid=False)
     lefts = [0.0] * len(found)
     for kind, colour in zip([*KINDS, REST], figures.COLOURS, strict=False):
-        lengths = [spent[kind] for spent in found.values()]
+        lengths = [spent[kind].middle for spent in found.values()]
         page.add_bar(y=list(found), x=lengths, name=kind, orientation="h", marker={"color": colour})
         axes.barh(list(found), lengths, left=lefts, color=colour, label=kind, height=0.55)
         lefts = [left + length for left, length in zip(lefts, lengths, strict=True)]
@@ -82,22 +99,20 @@ def drawn(found: dict[str, dict[str, float]], title: str) -> tuple[Any, Any]:
 
 def main() -> None:
     """Measure, draw and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiment", default="lora")
-    parser.add_argument("--steps", type=int, default=6)
-    asked = parser.parse_args()
+    asking = parser(__doc__, "two steps; docs/step_profile.png stays")
+    asking.add_argument("--experiment", default="lora")
+    asking.add_argument("--steps", type=int, default=6)
+    asked = asking.parse_args()
     torch.set_num_threads(1)
     device.use_fast_matmul()
-    ways = {"with padding": "never", "without padding": "auto"}
-    found = {way: milliseconds(steps(asked.experiment, mode), asked.steps) for way, mode in ways.items()}
-    rows = [
-        {"ms of CPU per step": kind} | {way: f"{spent[kind]:.0f}" for way, spent in found.items()}
-        for kind in [*KINDS, REST]
-    ]
-    rows.append({"ms of CPU per step": "sum"} | {way: f"{sum(spent.values()):.0f}" for way, spent in found.items()})
-    page, image = drawn(found, f"A step of {BATCH} sentences, {asked.experiment}, one thread")
-    publish("step_profile", rows, {"ms": found}, page)
-    figures.save_png(image, PROJECT / "docs" / "step_profile.png")
+    found = measure(asked.experiment, 2 if asked.quick else asked.steps)
+    sums = {way: [sum(one.values()) for one in steps] for way, steps in found.items()}
+    ms = {way: {kind: spread(one[kind] for one in steps) for kind in [*KINDS, REST]} for way, steps in found.items()}
+    page, image = drawn(ms, f"A step of {BATCH} sentences, {asked.experiment}, one thread")
+    total = {way: spread(values) for way, values in sums.items()}
+    publish("step_profile", table(found, sums), {"ms": ms, "sum": total, "steps": found}, page)
+    if not asked.quick:
+        figures.save_png(image, PROJECT / "docs" / "step_profile.png")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,12 @@ def test_the_tree_names_every_module_once() -> None:
     assert sorted(named) == sorted(on_disk)
 
 
+def test_the_tree_names_every_benchmark_once() -> None:
+    tree = TEXT[TEXT.index("\nbenchmarks/  ") : TEXT.index("\ntests/  ")]
+    on_disk = [path.name for path in (PROJECT / "benchmarks").glob("*.py")]
+    assert sorted(re.findall(r"^  ([a-z_]+\.py)", tree, flags=re.MULTILINE)) == sorted(on_disk)
+
+
 def test_the_tree_stands_in_the_order_of_the_layers() -> None:
     from tests.test_layers import LAYER
 
