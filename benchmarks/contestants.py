@@ -72,6 +72,7 @@ def run_harness(kind: str, steps: int, watch: Stopwatch) -> dict[str, float]:
 
     from harness import device, evaluate
 
+    threads.bound_caches()
     device.use_fast_matmul()
     settings = [f"train.batch_size={BATCH}", f"train.max_steps={steps}", f"train.learning_rate={RATE}"]
     started = training.start(kind, settings)

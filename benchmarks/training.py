@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
-from harness import assembly, processes, spec, train
+from harness import assembly, processes, spec, threads, train
 from harness.train import Step
 
 
@@ -30,6 +30,7 @@ def start(experiment: str, overrides: Sequence[str] = (), loaded: assembly.Loade
         overrides: key=value.
         loaded: data and tokens of an earlier one that shares them.
     """
+    threads.bound_caches()
     chosen = spec.load(experiment, list(overrides))
     loaded = loaded or assembly.load(chosen)
     assembled = assembly.assemble(chosen, loaded, 0)
