@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
-import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness import changes, composing, device, replicates, report, spec, tracking
+from harness import changes, device, replicates, report, tracking
 from harness.assembly import Assembled
 from harness.console import Terminal
-from harness.errors import SpecError
 from harness.session import Session
 from harness.spec import Spec
 from harness.tracker import Tracker
 
-_PLACES = ("output", "tracking.uri")
-"""Told on lines of their own."""
 _WORDS = 12
 """So many of the settings that differ from the experiment's file are shown; spec.yaml in the run's folder has all."""
 
@@ -55,7 +50,7 @@ def say_begin(session: Session, name: str) -> None:
     terminal.title(f"\n{name}")
     terminal.facts(
         {
-            "experiment": " ".join([chosen.name, *_shown(given(chosen))]),
+            "experiment": _experiment(chosen),
             "device": machine(session),
             "folder": str(session.output / "runs" / name),
             "MLflow": tracking.ui_command(chosen.tracking.uri, session.output),
@@ -64,25 +59,11 @@ def say_begin(session: Session, name: str) -> None:
     )
 
 
-def given(chosen: Spec) -> list[str]:
-    """What a spec has that its experiment's file has not, as words of a command; [] where there is no such file."""
-    try:
-        filed = spec.load(chosen.name).flat() if chosen.name in spec.names() else {}
-    except SpecError:  # it was edited since the run began
-        filed = {}
-    own = chosen.flat()
-    if not filed:
-        return []
-    gone = [f"~{plugin}" for plugin in changes.removed(own, filed)]
-    words = [_word(key, own[key]) for key in changes.changed(own, filed) if key not in _PLACES]
-    return [shlex.quote(word) for word in (*gone, *words)]
-
-
-def _word(key: str, value: Any) -> str:
-    """As people type it: without the quotes that Hydra takes for certain, where it reads the same without."""
-    is_word = isinstance(value, str) and re.fullmatch(r"[A-Za-z/][\w./:@+-]*|[0-9]+ [a-z]+", value)
-    is_plain = is_word and value.lower() not in ("true", "false", "null", "nan", "inf")
-    return f"{key}={value}" if is_plain else composing.override(key, value)
+def _experiment(chosen: Spec) -> str:
+    """Its name, and what was set differently."""
+    if chosen.tracking.experiment == tracking.REHEARSALS:
+        return f"{chosen.name}, rehearsed: two steps on a few rows (--smoke)"
+    return " ".join([chosen.name, *_shown(changes.given(chosen))])
 
 
 def _shown(words: list[str]) -> list[str]:

@@ -116,14 +116,15 @@ def baselines(
     """Score what any method has to beat on the experiment's test split."""
     from harness import baselines as module
     from harness import data, spec
-    from harness.markdown import markdown_table
+    from harness.markdown import text_table
 
     chosen = spec.load(name, overrides or [])
     splits = data.load(chosen.data)
     print(data.describe(splits), end="\n\n")
     rows = module.measure(splits, chosen.data, chosen.model.name, chosen.model.revision)
+    rows.sort(key=lambda row: row["f1_macro"])
     cells = [[row["name"], f"{row['f1_macro']:.3f}", f"{row['accuracy']:.3f}"] for row in rows]
-    print(markdown_table(["on the test split", "macro-F1", "accuracy"], cells))
+    print(text_table(["on the test split", "macro-F1", "accuracy"], cells))
 
 
 @app.command()

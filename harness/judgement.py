@@ -58,4 +58,6 @@ def judge(
     report.learning_curves(selected.history, selected.step, folder)
     told = signed_by, compressed.section
     report.write_card(report.model_card(spec, loaded, assembled, name, own, ladder, scores, *told), folder)
-    return Judged(scores, ("test/f1_macro", own["f1_macro"]), ladder)
+    selecting = f"test/{spec.early_stopping.metric.rpartition('/')[2]}"
+    headline = selecting if selecting in scores else "test/f1_macro"
+    return Judged(scores, (headline, scores.get(headline, own["f1_macro"])), ladder)

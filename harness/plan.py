@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from harness import assembly, data, device, footprint, keys, report, storage, tracking
-from harness.markdown import markdown_table
+from harness.markdown import text_table
 from harness.spec import Spec
 
 
@@ -57,7 +57,7 @@ def render(plan: dict[str, Any]) -> str:
             plan["description"],
             f"truncated rows: {tokens}",
             "",
-            markdown_table(["trains", "parameters"], families),
+            text_table(["trains", "parameters"], families),
             f"trainable {parameters['trainable']:,}, {parameters['share_of_full_fine_tuning']:.2%} of full fine-tuning",
             *(f"{method}: {note}" for method, note in parameters["methods"].items()),
             "",
@@ -67,7 +67,7 @@ def render(plan: dict[str, Any]) -> str:
             f"memory      about {memory['total']:.2f} GiB: "
             + ", ".join(f"{part} {value:.2f}" for part, value in memory.items() if part != "total"),
             f"folder      {plan['run_folder']}",
-            f"tracking    {plan['tracking']}",
+            f"MLflow      {plan['tracking']}",
             f"signing     {plan['signing_key'] or 'none: the run will be unsigned (harness keygen)'}",
             *plan["notes"],
             "nothing was trained or written",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness import figures, storage
+from harness import changes, figures, storage
 from harness.assembly import Assembled, Loaded
 from harness.markdown import markdown_table
 from harness.metric import History
@@ -101,13 +101,15 @@ def model_card(
                 f"# {name}",
                 f"**test macro-F1 {own['f1_macro']:.3f}, accuracy {own['accuracy']:.3f}**, training "
                 f"{assembled.count.trainable:,} parameters ({assembled.count.share:.2%} of full fine-tuning)",
-                spec.story.strip() or f"Experiment `{spec.name}`.",
+                changes.story(spec),
                 f"Pretrained model `{spec.model.name}`, data `{spec.data.name}`. {signed}",
                 "## Scores on the test split",
                 markdown_table(["", "macro-F1", "accuracy"], ladder),
                 "The checkpoint was chosen on the validation split; the test split was read once, at the end.",
                 markdown_table(["metric", "value"], numbers),
                 *([compressed] if compressed else []),
+                "## Training",
+                markdown_table(["setting", "value"], _settings(spec, scores)),
                 "## Parameters",
                 markdown_table(["", "parameters", "of full fine-tuning"], parameter_rows(assembled)),
                 *(f"`{method}`: {note}" for method, note in assembled.notes.items()),
@@ -122,6 +124,13 @@ def model_card(
         )
         + "\n"
     )
+
+
+def _settings(spec: Spec, scores: dict[str, float]) -> list[list[str]]:
+    """How it was trained; spec.yaml has every setting."""
+    known = {key: value for key, value in spec.flat().items() if key.startswith(("task.", "methods.", "train."))}
+    known |= {"precision": spec.precision, "steps taken": int(scores["train/steps"])}
+    return [[f"`{key}`" if "." in key else key, str(value)] for key, value in known.items()]
 
 
 def write_card(text: str, folder: Path) -> None:

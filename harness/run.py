@@ -72,7 +72,7 @@ def run(spec: Spec, *, resume: str | None = None, insecure: bool = False, quiet:
     name = session.same_name(resume or f"{spec.name[:40]}-{part}-{os.urandom(2).hex()}")
     with session.all_processes():
         results = run_in(session, name)
-        session.terminal.say(f"\nSee all runs:  {tracking.ui_command(spec.tracking.uri, session.output)}")
+        session.terminal.say(f"\nMLflow  {tracking.ui_command(spec.tracking.uri, session.output)}")
     return results
 
 

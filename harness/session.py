@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from harness import assembly, data, device, keys, ledger, processes, storage, tracking, train
+from harness import assembly, changes, data, device, keys, ledger, processes, storage, tracking, train
 from harness.assembly import Loaded
 from harness.console import Terminal
 from harness.errors import Interrupted, Stopped, TrainingError, UnusableRun, UserError
@@ -88,7 +88,7 @@ class Session:
         tags = {"spec": spec.name, "methods": "+".join(spec.methods) or "full_finetune", "folder": str(folder)}
         return tracking.start(
             spec.tracking, self.output, spec.name, name,
-            parent=parent, tags=tags | self.tags, note=spec.story,
+            parent=parent, tags=tags | self.tags, note=changes.story(spec),
             resume=is_resumed or self.is_resumed,
         )  # fmt: skip
 

@@ -55,7 +55,9 @@ def choose_wait_policy() -> None:
     if is_in_time and (together or busy_share() > _BUSY):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         if os.environ.get("RANK", "0") == "0":
-            print("NOTE other processes want these cores: OpenMP threads sleep instead of spinning")
+            print(
+                "NOTE other programs use these cores just now: this run is slower for it, and its threads wait asleep"
+            )
 
 
 def busy_share(stat: Path = Path("/proc/stat")) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +17,6 @@ from harness.run import Result
 from harness.session import Session
 from harness.tracker import Tracker
 
-OVERRIDES = ["train.learning_rate=3e-4", "methods.lora.rank=4", "evaluation.every=20 steps", "data.name=/a b/c.csv"]
-
 
 def session(*overrides: str, quiet: bool = False, **accelerator: Any) -> Session:
     known = {"device": torch.device("cpu"), "mixed_precision": "no", "num_processes": 1} | accelerator
@@ -30,15 +27,10 @@ def session(*overrides: str, quiet: bool = False, **accelerator: Any) -> Session
     )  # fmt: skip
 
 
-def test_what_differs_from_the_file_is_told_as_words_that_give_it_again() -> None:
-    chosen = spec.load("lora_adapter", [*OVERRIDES, "~methods.bottleneck_adapter", "output=/elsewhere"])
-    words = banners.given(chosen)
-    assert "train.learning_rate=0.0003" in words and "'evaluation.every=20 steps'" in words
-    assert "'~methods.bottleneck_adapter'" in words
-    again = spec.load("lora_adapter", [*shlex.split(" ".join(words)), "output=/elsewhere"])
-    assert again == chosen
-    assert banners.given(spec.load("lora")) == []
-    assert banners.given(spec.load("lora").model_copy(update={"name": "gone"})) == []
+def test_a_rehearsal_does_not_tell_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    banners.say_begin(session("tracking.experiment=smoke", "train.max_steps=2"), "lora-s1-3f9a")
+    told = capsys.readouterr().out
+    assert "lora, rehearsed: two steps on a few rows (--smoke)" in told and "max_steps" not in told
 
 
 def test_the_beginning_says_what_on_what_where_and_how_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import registry, significance
-from harness.compare import runs, verdicts
+from harness import changes, registry, significance
 from harness.compare import systems as reading
+from harness.compare import verdicts
 from harness.compare.systems import System
 from harness.errors import SpecError, did_you_mean
 from harness.pairs import Pair
@@ -251,7 +251,7 @@ def _by_method(settings: dict[str, Any]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for key, value in settings.items():
         parts = key.split(".")
-        if runs.is_of_training(key) and key != "methods":
+        if changes.is_of_training(key) and key != "methods":
             head = ".".join(parts[:2]) if parts[0] == "methods" else key
             found.setdefault(head, _defaults(head) if parts[0] == "methods" else {})[key] = _told(value)
     return found

@@ -19,8 +19,6 @@ from harness.keys import Key
 from harness.metric import History
 from harness.significance import Floats
 
-_OF_THE_RUN = ("name", "seeds", "output", "tracking", "provenance", "latency", "compression", "checkpoint")
-_OF_THE_END = ("evaluation.final", "evaluation.baselines")
 _USED = ("spec.yaml", "parameters.json", "data.json", "test/predictions.csv", "learning_curves.json")
 _COLUMNS = ("label", "predicted")
 
@@ -189,14 +187,9 @@ def label(resolved: dict[str, Any]) -> str:
 def words(resolved: dict[str, Any]) -> list[str]:
     """What a spec has that its experiment's file does not; where that is gone, what base.yaml does not have."""
     shipped = _shipped(str(resolved["name"]))
-    own = {key: value for key, value in spec.flatten(resolved) if is_of_training(key)}
+    own = {key: value for key, value in spec.flatten(resolved) if changes.is_of_training(key)}
     given = [f"{key}={own[key]}" for key in changes.changed(own, shipped)]
     return [*given, *(f"~{plugin}" for plugin in changes.removed(own, shipped))]
-
-
-def is_of_training(key: str) -> bool:
-    """Whether a setting can change what is trained."""
-    return key.split(".")[0] not in _OF_THE_RUN and key not in _OF_THE_END
 
 
 @functools.cache

@@ -61,7 +61,7 @@ def conclude(plan: Plan, study: Study, session: Session, tracker: Tracker) -> No
     tracker.finish()
     if tracker.problem:
         session.terminal.say(f"NOTE    {tracker.problem}")
-    session.terminal.say(f"See all runs:  {tracking.ui_command(session.spec.tracking.uri, session.output)}")
+    session.terminal.say(f"MLflow  {tracking.ui_command(session.spec.tracking.uri, session.output)}")
 
 
 def is_concluded(study: Study) -> bool:

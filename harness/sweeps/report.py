@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from harness import significance, storage
-from harness.markdown import markdown_table
+from harness.markdown import markdown_table, text_table
 from harness.sweeps.comparison import non_dominated
 from harness.sweeps.facts import Facts, doubt, verdict
 from harness.sweeps.trials import Arm, State, TrialRecord
@@ -145,9 +145,9 @@ def _budget(facts: Facts) -> str:
 
 def for_terminal(facts: Facts) -> str:
     """The same, short."""
-    parts = [markdown_table(*search_table(facts))]
-    parts += [markdown_table(*confirmation_table(facts))] if facts.confirmed else []
-    parts += [markdown_table(*test_table(facts))] if facts.tested else []
+    parts = [text_table(*search_table(facts))]
+    parts += [text_table(*confirmation_table(facts))] if facts.confirmed else []
+    parts += [text_table(*test_table(facts))] if facts.tested else []
     return "\n\n".join([*parts, verdict(facts), doubt(facts)])
 
 
