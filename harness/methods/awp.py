@@ -12,7 +12,7 @@ Both passes see the same micro-batches, the same dropout and the same mixout mas
 a gradient that is not finite does not move. Only what trains is attacked: with LoRA at its start B = 0 has radius zero
 and A has gradient zero, so `relative` and `box` attack the head alone until B has grown (`sam` moves B at once); the
 frozen weights are never attacked, their gradient is what LoRA saves. Hazards: an active step costs a second forward and
-backward and a copy of what is attacked; running out of memory in one pass cuts that pass finer, and then dropout
+backward and the memory of what is attacked; running out of memory in one pass cuts that pass finer, and then dropout
 differs between the passes; running out while perturbing, outside the passes, ends the run.
 """
 
@@ -38,29 +38,39 @@ _TINY = 1e-6
 
 def relative(weights: list[Tensor], grads: list[Tensor], gamma: float) -> list[Tensor]:
     """v = gamma |w| g / |g| for each tensor. Invariant to the scale of the gradient."""
-    norms = zip(torch._foreach_norm(weights), torch._foreach_norm(grads), strict=True)
-    return [_scaled(g, gamma * w_norm, g_norm) for g, (w_norm, g_norm) in zip(grads, norms, strict=True)]
+    return _scaled(grads, gamma * _norms(weights), _norms(grads))
 
 
 def box(weights: list[Tensor], grads: list[Tensor], adv_lr: float, adv_eps: float) -> list[Tensor]:
     """v = adv_lr (|w| + e) g / (|g| + e), cut elementwise to ±adv_eps |w|: a weight that is zero does not move."""
-    norms = zip(torch._foreach_norm(weights), torch._foreach_norm(grads), strict=True)
-    moves = [
-        _scaled(g, adv_lr * (w_norm + _TINY), g_norm, _TINY) for g, (w_norm, g_norm) in zip(grads, norms, strict=True)
-    ]
-    return [v.clamp(-adv_eps * w.abs(), adv_eps * w.abs()) for v, w in zip(moves, weights, strict=True)]
+    moves = _scaled(grads, adv_lr * (_norms(weights) + _TINY), _norms(grads), _TINY)
+    for v, w in zip(moves, weights, strict=True):
+        bound = w.abs().mul_(adv_eps)
+        torch.minimum(v, bound, out=v)
+        torch.maximum(v, bound.neg_(), out=v)
+    return moves
 
 
 def sam(weights: list[Tensor], grads: list[Tensor], rho: float) -> list[Tensor]:
     """v = rho g / |g| with the norm of all gradients together."""
-    norm = torch.linalg.vector_norm(torch.stack([n.to(weights[0].device) for n in torch._foreach_norm(grads)]))
-    return [_scaled(g, torch.full_like(norm, rho), norm) for g in grads]
+    norm = torch.linalg.vector_norm(_norms(grads)).expand(len(grads))
+    return _scaled(grads, torch.full_like(norm, rho), norm)
 
 
-def _scaled(grad: Tensor, size: Tensor, norm: Tensor, tiny: float = 0.0) -> Tensor:
-    """size * grad / (norm + tiny), and zero where the norm is zero or not finite."""
-    usable = norm.isfinite() & (norm > 0)
-    return torch.where(usable, grad * (size / torch.where(usable, norm + tiny, 1.0)), 0.0)
+def _norms(tensors: list[Tensor]) -> Tensor:
+    """The Euclidean norm of each. [n]"""
+    return torch.stack(torch._foreach_norm(tensors))
+
+
+def _scaled(grads: list[Tensor], sizes: Tensor, norms: Tensor, tiny: float = 0.0) -> list[Tensor]:
+    """size * grad / (norm + tiny) of each, and zero where the norm is zero or not finite. sizes, norms: [n]"""
+    usable = norms.isfinite() & (norms > 0)
+    factors = torch.where(usable, sizes / (norms + tiny), 0.0)
+    moves = list(torch._foreach_mul(grads, list(factors.unbind())))
+    for move, is_usable in zip(moves, usable.tolist(), strict=True):
+        if not is_usable:  # 0 * inf is nan
+            move.zero_()
+    return moves
 
 
 def is_active(step: int, steps_per_epoch: int, start_epoch: int, start: float, stop: float, every: int) -> bool:
@@ -178,10 +188,9 @@ class AWP(Method):
             with _frozen(others):  # the first pass needs the gradient of what is attacked, and no more
                 loss = backward()
             moved = [p for p in targets if p.grad is not None]
-            weights = [p.detach() for p in moved]
-            v = self._perturbation(weights, [p.grad for p in moved if p.grad is not None])
+            v = self._perturbation([p.detach() for p in moved], [p.grad for p in moved if p.grad is not None])
             seeding.restore(random_state)
-            with _moved(weights, v):
+            with _moved(moved, v):
                 self._observed = {"adversarial_loss": backward()}
             return loss
 
@@ -213,11 +222,14 @@ def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
-def _moved(weights: list[Tensor], moves: list[Tensor]) -> Iterator[None]:
-    """Inside, the weights are w + v, in place; afterwards they are w, bit for bit, whatever happened: from copies."""
-    values = [weight.clone() for weight in weights]
+def _moved(parameters: list[nn.Parameter], moves: list[Tensor]) -> Iterator[None]:
+    """Inside, the weights are w + v, in the memory of v; afterwards they are w, whatever happened: untouched."""
+    values = [parameter.data for parameter in parameters]
+    torch._foreach_add_(moves, values)
     try:
-        torch._foreach_add_(weights, moves)
+        for parameter, move in zip(parameters, moves, strict=True):
+            parameter.data = move
         yield
     finally:
-        torch._foreach_copy_(weights, values)
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.data = value
