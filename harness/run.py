@@ -31,11 +31,12 @@ from harness import (
 )  # fmt: skip
 from harness.assembly import Assembled
 from harness.checkpoint import Checkpoints, Snapshot, Unsigned
+from harness.curves import history_of, tell
 from harness.errors import StorageError
 from harness.evaluate import Evaluator
 from harness.fingerprint import Statement
 from harness.metric import Metric
-from harness.selection import Oversight, Selection, history_of, tell
+from harness.selection import Oversight, Selection
 from harness.session import Session, begin
 from harness.spec import Spec
 

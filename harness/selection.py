@@ -17,6 +17,7 @@ from harness import checkpoint, evaluate, interruption, processes, seeding, trai
 from harness.assembly import Assembled
 from harness.checkpoint import Checkpoints, Snapshot
 from harness.console import Terminal
+from harness.curves import Curves
 from harness.errors import Interrupted, Stopped, StorageError, TrainingError
 from harness.metric import History, Metric
 from harness.progress import Pace, ProgressLine
@@ -25,8 +26,6 @@ from harness.storage import RunLock
 from harness.task import Task
 from harness.tracker import Tracker
 
-LOG_STEPS = 50
-"""Values of so many steps are handed to the tracker together."""
 SAVE_ATTEMPTS = 3
 """A run ends when so many checkpoints in a row could not be saved."""
 
@@ -83,12 +82,12 @@ class Selection:
         self.spec, self.task, self.assembled, self.metrics = spec, task, assembled, metrics
         self.accelerator, self.tracker, self.terminal = accelerator, tracker, terminal
         self.checkpoints, self.lock, self.oversight = checkpoints, lock, oversight
+        self.curves = Curves(tracker)
         self.evaluator = evaluator or evaluate.Evaluator(accelerator, terminal.say)
-        self.found = Selected()
-        self.waiting: list[train.Step] = []
+        self.found = Selected(self.curves.history)
         self.per_epoch = task.num_batches(spec.train.batch_size)
         self.total = spec.train.total_steps(self.per_epoch)
-        self.failed_saves = self.told = self.told_before = 0
+        self.failed_saves = 0
         self.saved_at = self.clock = self.begun = time.monotonic()
 
     def select(self, seed: int, snapshot: Snapshot | None = None) -> Selected:
@@ -116,7 +115,7 @@ class Selection:
         self._same_start(seed)
         if snapshot is not None:
             self._restore(snapshot)
-            tell(self.found.history, self.tracker)
+            self.curves.tell()
         with interruption.polled():
             for _ in range(settings.max_nonfinite):
                 try:
@@ -186,50 +185,26 @@ class Selection:
         return is_over
 
     def _note(self, step: train.Step) -> None:
-        self.waiting.append(step)
         self.found.num_steps, self.found.num_examples = step.number, self.found.num_examples + step.num_examples
-        self.tracker.open()  # not before a step: importing the tracker's library would delay the first by seconds
-        if len(self.waiting) >= LOG_STEPS:
+        if self.curves.add(step):
             self._log()
 
     def _log(self) -> None:
         """Hand the values of the waiting steps to the tracker."""
-        for step in self.waiting:
-            norm = {} if step.skipped else {"train/grad_norm": step.grad_norm}
-            loss = {"train/loss": step.loss} if math.isfinite(step.loss) else {}
-            observed = {f"train/{name}": float(value) for name, value in step.observed.items()}
-            shape = {
-                "train/learning_rate": step.learning_rate,
-                "train/micro_batches": float(step.num_micro_batches),
-                "train/micro_batch_tokens": float(step.micro_batch_tokens),
-            }
-            skipped = {"train/skipped_steps": float(self._count_skipped(step))} if step.skipped else {}
-            self._record(loss | norm | observed | shape | skipped, step.number)
-        self.waiting.clear()
+        self.curves.flush()
         at = self.training.progress
         if at.num_out_of_memory > self.found.num_out_of_memory:
             lost = {"oom/events": float(at.num_out_of_memory), "oom/seconds_lost": at.seconds_lost}
-            self._record(lost, self.found.num_steps)
+            self.curves.record(lost, self.found.num_steps)
             self.found.num_out_of_memory, self.found.seconds_lost = at.num_out_of_memory, at.seconds_lost
         if self.lock:
             self.lock.touch()
-
-    def _count_skipped(self, step: train.Step) -> int:
-        history = self.found.history["train/skipped_steps"]
-        return int(history[-1][1]) + 1 if history else 1
-
-    def _record(self, scores: dict[str, float], step: int) -> None:
-        if step > self.told_before:  # a step that is computed again was told
-            self.tracker.metrics(scores, step)
-        self.told = max(self.told, step)
-        for key, value in scores.items():
-            self.found.history[key].append((step, value))
 
     def _validate(self, step: train.Step) -> str:
         """Score the validation split; keep the weights if it is the best so far. Returns why the run should end."""
         predictions = self.evaluator.predict(self.assembled.model, self.task, "validation")
         scores = evaluate.score(predictions, self.metrics, "validation")
-        self._record(scores, step.number)
+        self.curves.record(scores, step.number)
         stopping = self.spec.early_stopping
         score, sign = scores[stopping.metric], 1 if stopping.direction == "maximize" else -1
         if not math.isfinite(score):
@@ -294,7 +269,8 @@ class Selection:
         checkpoint.restore(self.assembled.model, snapshot.trained)
         self.training.load_state(snapshot.optimizer, snapshot.progress["training"])
         selected = {key: value for key, value in snapshot.progress["selected"].items() if key != "history"}
-        self.found = Selected(history_of(snapshot), state=snapshot.best, **selected)
+        self.curves.restore(snapshot)
+        self.found = Selected(self.curves.history, state=snapshot.best, **selected)
         self.found.seconds_before, self.begun = snapshot.progress["seconds"], time.monotonic()
         self.evaluator.tokens = snapshot.progress["evaluation_tokens"]
         states = snapshot.progress["random"]
@@ -303,7 +279,6 @@ class Selection:
         if len(states) != self.accelerator.num_processes:
             now = self.accelerator.num_processes
             self.terminal.say(f"NOTE {len(states)} processes became {now}: dropout draws other masks from here on")
-        self.waiting.clear()
 
     def _roll_back(self, error: TrainingError) -> None:
         """Put the newest checkpoint back. Raises the error if there is none."""
@@ -313,7 +288,7 @@ class Selection:
             raise train.NonFinite(error.what, why="there is no checkpoint yet to go back to", fix=error.fix)
         self.terminal.say(f"NOTE {error.what}: computing again from the checkpoint of step {snapshot.step}")
         self._restore(snapshot)
-        self.told_before = self.told
+        self.curves.compute_again()
 
     def _seconds(self) -> float:
         """What the run took so far, in all its processes one after the other."""
@@ -333,21 +308,3 @@ class Selection:
             raise TrainingError("the processes do not start with the same weights", fix="use the same versions on all")
         if self.accelerator.process_index:
             seeding.seed_everything((seed + 7919 * self.accelerator.process_index) % 2**32)
-
-
-def tell(history: History, tracker: Tracker) -> None:
-    """Record every point of a run's curves again: one that goes on may have been killed before they were sent."""
-    steps: dict[int, dict[str, float]] = defaultdict(dict)
-    for key, points in history.items():
-        for step, value in points:
-            steps[step][key] = value
-    for step in sorted(steps):
-        tracker.metrics(steps[step], step)
-
-
-def history_of(snapshot: Snapshot) -> History:
-    """The curves of a run up to a snapshot."""
-    history: History = defaultdict(list)
-    for key, points in snapshot.progress["selected"]["history"].items():
-        history[key] = [(step, value) for step, value in points]
-    return history
