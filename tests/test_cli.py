@@ -190,6 +190,8 @@ def test_verify_passes_its_exit_code_on(harness: Command, tmp_path: Path, monkey
     assert f"ok  end.envelope.json: signed with key {key.keyid}\n" in harness.out
     assert harness("verify", str(unsigned), *here) == 3
     assert "??  end.envelope.json: not signed" in harness.out
+    assert harness("verify", str(unsigned), *here, "--chain") == 3
+    assert "no key here" not in harness.out and "-  " in harness.out
     assert harness("verify", "signed", *here) == 5
     assert "??  scores in MLflow: MLflow does not know this run" in harness.out
     assert harness("verify", "singed", *here) == 2
@@ -262,6 +264,7 @@ def test_verify_the_ledger(harness: Command, tmp_path: Path) -> None:
     head = append(tmp_path, Entry(begun, "start", "lora"))
     assert harness("verify", "--ledger", *here) == 0
     assert f"ok  ledger: 1 entries in order; head {head}" in harness.out
+    assert harness.out.splitlines()[-1].startswith("nothing that was entered is missing or exchanged; what the runs")
     assert harness("verify", "--ledger", "--head", "0" * 64, *here, "--json") == 1
     assert json.loads(harness.out)["checks"][1]["name"] == "head"
 
@@ -272,6 +275,25 @@ def test_verify_the_ledger(harness: Command, tmp_path: Path) -> None:
 def test_verify_needs_a_run_or_the_ledger(harness: Command, words: list[str]) -> None:
     assert harness("verify", *words) == 2
     assert "name a run" in harness.err
+
+
+def test_verify_replicates(harness: Command, tmp_path: Path) -> None:
+    key, parent = keygen(), tmp_path / "runs" / "lora-x2-abcd"
+    parent.mkdir(parents=True)
+    (parent / "spec.yaml").write_text("name: lora\n")
+    edited = [finished_run(tmp_path, name, key) for name in ("lora-s0-abcd", "lora-s1-abcd")][1]
+    assert harness("verify", str(parent)) == 0
+    lines = harness.out.splitlines()
+    assert [line for line in lines if line.startswith("lora")] == ["lora-x2-abcd", "lora-s0-abcd", "lora-s1-abcd"]
+    assert lines[-1].startswith("verified") and harness.out.count("verified") == 1
+    (edited / "spec.yaml").write_text("rank: 9\n")
+    assert harness("verify", str(parent), "--chain", "--json") == 1
+    answer = json.loads(harness.out)
+    assert answer.keys() == {"exit_code", "verdict", "runs"} and answer["exit_code"] == 1
+    assert [(run["name"], run["exit_code"]) for run in answer["runs"]] == [
+        ("lora-x2-abcd", 0), ("lora-s0-abcd", 0), ("lora-s1-abcd", 1),
+    ]  # fmt: skip
+    assert [link["kind"] for link in answer["runs"][1]["chain"]] == ["start", "end"]
 
 
 # keys
