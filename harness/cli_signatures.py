@@ -79,8 +79,9 @@ def resign(
 ) -> None:
     """Add a signature with the active key to a run's statements, which stay as they are."""
     from harness import verification
+    from harness.storage import folder_of_runs
 
-    key, added = verification.resign_run(run, output)
+    key, added = verification.resign_run(run, folder_of_runs(output))
     print(f"{added} signature{'s' * (added != 1)} added with key {key.keyid}")
 
 
@@ -105,9 +106,11 @@ def verify(
     Of a parent: {"exit_code": 0, "verdict": "...", "runs": [{"name", and the same}]}
     """
     from harness import verification
+    from harness.storage import folder_of_runs
 
     if ledger == (run is not None) or (head and not ledger) or (ledger and (chain or deep)):
         raise SpecError("name a run, with --chain or --deep if you like; or none, with --ledger and --head")
+    output = folder_of_runs(output)
     if run is None:
         _tell([verification.verify_ledger(output, head)], True, False, as_json)
     found = verification.verify_runs(run, output)

@@ -296,6 +296,51 @@ def test_verify_replicates(harness: Command, tmp_path: Path) -> None:
     assert [link["kind"] for link in answer["runs"][1]["chain"]] == ["start", "end"]
 
 
+# runs
+
+
+def test_runs_are_listed_as_a_table_and_for_programs(harness: Command, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "lost").mkdir(parents=True)
+    (tmp_path / "runs" / "lost" / "start.envelope.json").touch()
+    parent = start(Tracking(), tmp_path, "lora", "lora-x2-abcd", tags={"spec": "lora"})
+    child = start(Tracking(), tmp_path, "lora", "lora-s0-abcd", parent=parent.wait_open(30), tags={"spec": "lora"})
+    child.params({"early_stopping.metric": "validation/accuracy"})
+    child.metrics({"best/validation_accuracy": 0.5}, 1)
+    for tracker in (child, parent, start(Tracking(), tmp_path, "reports", "page", tags={"kind": "report"})):
+        tracker.finish()
+    here = ("--output", str(tmp_path))
+    assert harness("runs", "list", *here) == 0
+    header, of_all, of_one, lost = harness.out.splitlines()
+    assert header.split() == ["run", "status", "began", "score", "folder"]
+    assert of_all.startswith("lora-x2-abcd  ") and of_all.endswith("no folder")
+    assert of_one.startswith("  lora-s0-abcd  FINISHED  ") and "  validation/accuracy 0.5000  " in of_one
+    assert lost == "lost  not in MLflow; it may go on: launch.py --resume lost"
+    assert harness("runs", "list", "--json", *here) == 0
+    told = json.loads(harness.out)
+    assert [(one["name"], one.get("parent"), one.get("score")) for one in told] == [
+        ("lora-x2-abcd", None, None), ("lora-s0-abcd", "lora-x2-abcd", 0.5), ("lost", None, None),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["runs list", "runs reap", "compare", "report", "predict text --run x", "verify x", "verify --ledger", "sync",
+     "keys resign x"],
+)  # fmt: skip
+def test_a_folder_of_runs_that_is_not_there_is_named(words: str, harness: Command, tmp_path: Path) -> None:
+    place = tmp_path / "nope"
+    assert harness(*words.split(), "--output", str(place)) == 2
+    assert harness.err.startswith(f"error: {place}: no folder of runs\n  why: there is no such folder\n  fix: ")
+    assert not place.exists()
+
+
+def test_an_empty_folder_of_runs_is_no_error(harness: Command, tmp_path: Path) -> None:
+    assert harness("runs", "list", "--output", str(tmp_path)) == 0
+    assert harness.out == f"MLflow knows no run in {tmp_path}\n"
+    assert harness("runs", "list", "--output", str(tmp_path), "--json") == 0
+    assert json.loads(harness.out) == []
+
+
 # keys
 
 

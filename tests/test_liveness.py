@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness import liveness
-from harness.liveness import list_runs, look, reap
+from harness.liveness import list_runs, look, reap, trainings
 from harness.tracking_mlflow import FoundRun
 from tests.stores import QUIET, begin, client, closed_port, run_id
 
@@ -140,6 +141,37 @@ def test_list_tells_status_and_folder(folder: Path, tmp_path: Path) -> None:
     assert list(list_runs(tmp_path)) == []
     assert list(reap(tmp_path)) == []
     assert not list(tmp_path.iterdir()), "looking does not create a database"
+
+
+def known(name: str, time: int, *parent: str, **more: Any) -> tuple[FoundRun, bool]:
+    tags = {"spec": "lora", "folder": f"/runs/{name}", **{"mlflow.parentRunId": f"id-{one}" for one in parent}}
+    params = {"early_stopping.metric": "validation/f1_macro"}
+    return FoundRun(f"id-{name}", name, "FINISHED", more.pop("tags", tags), params, more, time), True
+
+
+def test_trainings_stand_in_their_order_with_their_scores() -> None:
+    found = [
+        known("page", 9, tags={"kind": "report"}),
+        known("bench", 8, tags={}),
+        known("new", 7, **{"best/validation_f1_macro": 0.75}),
+        known("s1", 3, "x2", **{"best/validation_f1_macro": 0.5}),
+        known("s0", 2, "x2"),
+        known("orphan", 1, "gone"),
+        known("x2", 0, "study", **{"best/validation_f1_macro": 0.5, "best/validation_f1_macro_sd": 0.125}),
+        known("study", 0, tags={"kind": "study"}),
+    ]
+    told = [(one.run.name, one.depth, one.parent, one.score) for one in trainings(found)]
+    assert told == [
+        ("new", 0, None, "validation/f1_macro 0.7500"),
+        ("orphan", 0, None, ""),
+        ("study", 0, None, ""),
+        ("x2", 1, "study", "validation/f1_macro 0.5000 ± 0.1250"),
+        ("s0", 2, "x2", ""),
+        ("s1", 2, "x2", "validation/f1_macro 0.5000"),
+    ]
+    first = trainings(found)[0].values()
+    assert first["score"] == 0.75 and first["began"] == "1970-01-01T00:00:00+00:00" and first["id"] == "id-new"
+    assert trainings([]) == []
 
 
 def test_a_store_that_does_not_answer_is_told(tmp_path: Path) -> None:
