@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,6 +19,7 @@ from harness.tracking_mlflow import FoundRun
 from tests.stores import QUIET, begin, client, closed_port, run_id
 
 pytestmark = QUIET
+Found = tuple[FoundRun, bool]
 
 
 @pytest.fixture(scope="module")
@@ -143,22 +143,23 @@ def test_list_tells_status_and_folder(folder: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "looking does not create a database"
 
 
-def known(name: str, time: int, *parent: str, **more: Any) -> tuple[FoundRun, bool]:
-    tags = {"spec": "lora", "folder": f"/runs/{name}", **{"mlflow.parentRunId": f"id-{one}" for one in parent}}
+def known(name: str, time: int, parent: str = "", spec: str = "lora", kind: str = "", **scores: float) -> Found:
+    tags = {"spec": spec, "kind": kind, "mlflow.parentRunId": f"id-{parent}"}
     params = {"early_stopping.metric": "validation/f1_macro"}
-    return FoundRun(f"id-{name}", name, "FINISHED", more.pop("tags", tags), params, more, time), True
+    metrics = {f"best/validation_{name}": value for name, value in scores.items()}
+    return FoundRun(f"id-{name}", name, "FINISHED", {k: v for k, v in tags.items() if v}, params, metrics, time), True
 
 
 def test_trainings_stand_in_their_order_with_their_scores() -> None:
     found = [
-        known("page", 9, tags={"kind": "report"}),
-        known("bench", 8, tags={}),
-        known("new", 7, **{"best/validation_f1_macro": 0.75}),
-        known("s1", 3, "x2", **{"best/validation_f1_macro": 0.5}),
+        known("page", 9, spec="", kind="report"),
+        known("bench", 8, spec=""),
+        known("new", 7, f1_macro=0.75),
+        known("s1", 3, "x2", f1_macro=0.5),
         known("s0", 2, "x2"),
         known("orphan", 1, "gone"),
-        known("x2", 0, "study", **{"best/validation_f1_macro": 0.5, "best/validation_f1_macro_sd": 0.125}),
-        known("study", 0, tags={"kind": "study"}),
+        known("x2", 0, "study", f1_macro=0.5, f1_macro_sd=0.125),
+        known("study", 0, spec="", kind="study"),
     ]
     told = [(one.run.name, one.depth, one.parent, one.score) for one in trainings(found)]
     assert told == [
