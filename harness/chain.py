@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,9 @@ class Link:
 def verify(folder: Path, keys: Sequence[Key]) -> Verification:
     """Check the statements of a folder, how they hang together, and the files they cover. Raises nothing.
 
-    The folder is that of a run, or of one checkpoint. One that holds a start statement and no end belongs to a run
-    that is not finished: it cannot be told to be ok.
+    The folder is that of a run, or of one checkpoint. Statements that are not signed, or with a key that is not here,
+    cannot be told to be ok, but what contradicts them is told. A folder that holds a start statement and no end belongs
+    to a run that is not finished: it cannot be told to be ok either.
     """
     try:
         names = {path.name for path in folder.iterdir()}
@@ -54,7 +56,7 @@ def verify(folder: Path, keys: Sequence[Key]) -> Verification:
     present = [kind for kind in KINDS if f"{kind}.envelope.json" in names]
     if not present:
         return Verification([Check(str(folder), None, "no envelope: nothing was ever signed here")], folder=folder)
-    envelopes = {kind: open_envelope(folder / f"{kind}.envelope.json", keys) for kind in present}
+    envelopes = {kind: _open(folder / f"{kind}.envelope.json", keys) for kind in present}
     checks = [envelope.check for envelope in envelopes.values()]
     if present == ["checkpoint"]:
         checks += _check_place(folder, envelopes["checkpoint"], keys)
@@ -63,7 +65,7 @@ def verify(folder: Path, keys: Sequence[Key]) -> Verification:
     for kind, envelope in envelopes.items():
         if envelope.predicate is not None:
             complete = kind == present[-1] != "start"  # later files are no surprise to an earlier statement
-            checks += _check_files(folder, f"{kind} files", envelope.subjects, envelope.predicate["coverage"], complete)
+            checks += _check_files(folder, f"{kind} files", envelope, envelope.predicate["coverage"], complete)
     if "start" in envelopes and "end" not in envelopes:
         checks.append(Check("end.envelope.json", None, "run not finished: there is no end statement"))
     return Verification(checks, envelopes, folder)
@@ -71,7 +73,7 @@ def verify(folder: Path, keys: Sequence[Key]) -> Verification:
 
 def links(folder: Path, keys: Sequence[Key]) -> list[Link]:
     """Every statement of a run's folder in the order of the chain, abandoned ones where they branch off."""
-    own = {kind: open_envelope(folder / f"{kind}.envelope.json", keys) for kind in ("start", "end")}
+    own = {kind: _open(folder / f"{kind}.envelope.json", keys) for kind in ("start", "end")}
     own = {kind: envelope for kind, envelope in own.items() if (folder / f"{kind}.envelope.json").exists()}
     found = read_links(folder, own.get("end"), keys)
     odd = _problems(own, found)
@@ -98,7 +100,10 @@ def read_links(folder: Path, end: Envelope | None, keys: Sequence[Key]) -> dict[
         names = sorted(f"chain/{path.name}" for path in place.glob("step-*.json")) if not place.is_symlink() else []
     except OSError:  # the check of the files says so
         return {}
-    return {name: open_envelope(folder / name, keys, "checkpoint", sealed=sealed.get(name, "")) for name in names}
+    return {name: _open(folder / name, keys, "checkpoint", sealed=sealed.get(name, "")) for name in names}
+
+
+_open = partial(open_envelope, unproved=True)
 
 
 # The chain
@@ -133,7 +138,7 @@ def _check_place(folder: Path, envelope: Envelope, keys: Sequence[Key]) -> list[
     run = place.parent.parent
     if envelope.predicate is None or place.parent.name != "checkpoints" or not (run / "start.envelope.json").exists():
         return []
-    own = {"start": open_envelope(run / "start.envelope.json", keys)}
+    own = {"start": _open(run / "start.envelope.json", keys)}
     name = f"chain/{place.name}.json"
     told = _problems(own, {**read_links(run, None, keys), name: envelope}).get(name)
     return [Check("chain", *(told or (True, "follows from the start of its run")))]
@@ -230,22 +235,21 @@ def _count(number: int, what: str) -> str:
 # Files
 
 
-def _check_files(
-    folder: Path, title: str, subjects: dict[str, str], coverage: dict[str, Any], complete: bool
-) -> list[Check]:
+def _check_files(folder: Path, title: str, envelope: Envelope, coverage: dict[str, Any], complete: bool) -> list[Check]:
     """Compare the covered files with the disk; `complete`: what is sealed as a whole folder holds no other file."""
     try:
         found = digests.scan(folder, set(coverage["excluded"]), ENVELOPES)
     except StorageError as error:
         return [Check(title, None, str(error), 5)]
-    checks = [check for name, digest in subjects.items() if (check := _check_file(folder, name, digest, found))]
+    subjects, word = envelope.subjects, envelope.word
+    checks = [check for name, digest in subjects.items() if (check := _check_file(folder, name, digest, found, word))]
     if complete and coverage.get("wholeFolder") is not False:
         extra = sorted(found.keys() - subjects.keys())
-        checks += [Check(digests.shown(name), False, "extra: added after signing") for name in extra]
-    return checks or [Check(title, True, f"{len(subjects)} as signed")]
+        checks += [Check(digests.shown(name), False, f"extra: not among the {word} files") for name in extra]
+    return checks or [Check(title, True, f"{len(subjects)} as {word}")]
 
 
-def _check_file(folder: Path, name: str, digest: str, found: dict[str, bool]) -> Check | None:
+def _check_file(folder: Path, name: str, digest: str, found: dict[str, bool], word: str) -> Check | None:
     """What is wrong with one covered file; None if nothing is."""
     if not found.get(name):
         return Check(digests.shown(name), False, "not a regular file any more" if name in found else "missing")
@@ -253,5 +257,5 @@ def _check_file(folder: Path, name: str, digest: str, found: dict[str, bool]) ->
         now = digests.file_digest(folder / name)
     except StorageError as error:
         return Check(digests.shown(name), None, str(error), 5)
-    detail = f"changed: sha256 {digest[:12]}... signed, {now[:12]}... found"
+    detail = f"changed: sha256 {digest[:12]}... {word}, {now[:12]}... found"
     return None if digests.same(now, digest) else Check(digests.shown(name), False, detail)

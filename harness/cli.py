@@ -193,10 +193,10 @@ def sync(
 ) -> None:
     """Send what a tracking store did not take, each record once. Exit code 0 all sent, 1 something is still kept."""
     from harness import tracking_sync
-    from harness.storage import PROJECT
+    from harness.storage import folder_of_runs
 
     all_told = []
-    for told in tracking_sync.sync(PROJECT / output, uri):
+    for told in tracking_sync.sync(folder_of_runs(output), uri):
         print(f"{told.name}: {told.what}")
         all_told.append(told)
     num_sent, num_left = sum(t.is_sent for t in all_told), sum(t.is_left_alone for t in all_told)
@@ -206,21 +206,41 @@ def sync(
 
 
 @runs.command("list")
-def list_runs(output: Output = Path("mlruns"), uri: Store = None) -> None:
-    """Name, status, start, and whether the folder is there; one line each."""
-    from harness import liveness
-    from harness.storage import PROJECT
+def list_runs(
+    output: Output = Path("mlruns"),
+    uri: Store = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Trainings and studies, newest first, replicates and trials below theirs: status, start, score, folder.
 
-    found = list(liveness.list_runs(PROJECT / output, uri))
+    The score is the one that selects checkpoints, of replicates its mean and standard deviation.
+
+    With --json a list: [{"name", "id", "parent", "status", "began", "metric", "score", "score_sd", "folder",
+    "has_folder"}]; the id is null, and the rest missing, of a run that MLflow does not know.
+    """
+    from harness import liveness
+    from harness.storage import folder_of_runs
+
+    folder = folder_of_runs(output)
+    every = list(liveness.list_runs(folder, uri))
+    found, known = liveness.trainings(every), {run.name for run, _ in every}
+    names = sorted(path.parent.name for path in (folder / "runs").glob("*/start.envelope.json"))
+    begun = [name for name in names if name not in known]  # killed before its first record was sent
+    if as_json:
+        print(json.dumps([*(one.values() for one in found), *({"name": name, "id": None} for name in begun)], indent=2))
+        return
     if not found:
-        print(f"MLflow knows no run in {PROJECT / output}")
-    for run, has_folder in found:
-        began = datetime.fromtimestamp(run.time / 1000).strftime("%Y-%m-%d %H:%M")
-        print(f"{run.name:40} {run.status:9} {began}  {'folder' if has_folder else 'no folder'}")
-    known = {run.name for run, _ in found}
-    for begun in sorted((PROJECT / output / "runs").glob("*/start.envelope.json")):
-        if begun.parent.name not in known:  # killed before its first record was sent
-            print(f"{begun.parent.name:40} not in MLflow; it may go on: launch.py --resume {begun.parent.name}")
+        print(f"MLflow knows no run in {folder}")
+    rows = [["run", "status", "began", "score", "folder"]] if found else []
+    for one in found:
+        began = datetime.fromtimestamp(one.run.time / 1000).strftime("%Y-%m-%d %H:%M")
+        name, place = "  " * one.depth + one.run.name, "here" if one.has_folder else "no folder"
+        rows.append([name, one.run.status, began, one.score, place])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    for name in begun:
+        print(f"{name}  not in MLflow; it may go on: launch.py --resume {name}")
 
 
 @runs.command()
@@ -231,10 +251,10 @@ def reap(
 ) -> None:
     """End runs as KILLED that are RUNNING in MLflow although their process is gone."""
     from harness import liveness
-    from harness.storage import PROJECT
+    from harness.storage import folder_of_runs
 
     done = 0
-    for name, what in liveness.reap(PROJECT / output, uri, force=force):
+    for name, what in liveness.reap(folder_of_runs(output), uri, force=force):
         print(f"{name}: {what}")
         done += 1
     if not done:

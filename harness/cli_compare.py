@@ -50,11 +50,11 @@ def compare(
     """
     from harness.compare import rendering
     from harness.compare.comparison import compare as made_of
-    from harness.storage import PROJECT
+    from harness.storage import folder_of_runs
 
     if as_md + as_csv + as_json > 1:
         raise SpecError("one of --md, --csv and --json at a time")
-    comparisons, notes = made_of(names or [], PROJECT / output, against=against, metric=metric, uri=uri)
+    comparisons, notes = made_of(names or [], folder_of_runs(output), against=against, metric=metric, uri=uri)
     if html:
         rendering.write_page(comparisons, notes, html)
     if as_md:
@@ -84,10 +84,10 @@ def report(
     from harness.compare.comparison import compare as made_of
     from harness.compare.comparison import spread
     from harness.compare.publishing import publish
-    from harness.storage import PROJECT
+    from harness.storage import folder_of_runs
 
-    comparisons, notes = made_of(names or [], PROJECT / output, against=against, metric=metric, uri=uri)
-    folder, problem = publish(names or [], comparisons, notes, PROJECT / output, uri)
+    comparisons, notes = made_of(names or [], folder_of_runs(output), against=against, metric=metric, uri=uri)
+    folder, problem = publish(names or [], comparisons, notes, folder_of_runs(output), uri)
     for one in comparisons:
         for system in one.systems:
             typer.echo(f"{system.name}: {one.metric} {spread(system.values(one.metric))}, n = {len(system.entries)}")

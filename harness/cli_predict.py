@@ -56,11 +56,11 @@ def predict(
         raise SpecError("the answer is written as .csv or .jsonl", where=f"--out {out}", fix="leave out --json")
     from harness import prediction, sources, threads
     from harness.console import Terminal
-    from harness.storage import PROJECT
+    from harness.storage import folder_of_runs
 
     with contextlib.redirect_stdout(sys.stderr):  # notes go elsewhere than the answer
         threads.before_torch()
-        predictor = prediction.Predictor(run, PROJECT / output, Terminal())
+        predictor = prediction.Predictor(run, folder_of_runs(output), Terminal())
         names = column or predictor.texts
         table = sources.read_file(file) if file else _typed(texts or [], names)
         answers = prediction.rows_of(predictor.predict(prediction.examples_of(table, names, predictor)))

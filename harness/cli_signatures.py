@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -78,8 +79,9 @@ def resign(
 ) -> None:
     """Add a signature with the active key to a run's statements, which stay as they are."""
     from harness import verification
+    from harness.storage import folder_of_runs
 
-    key, added = verification.resign_run(run, output)
+    key, added = verification.resign_run(run, folder_of_runs(output))
     print(f"{added} signature{'s' * (added != 1)} added with key {key.keyid}")
 
 
@@ -94,46 +96,66 @@ def verify(
 ) -> None:
     """Was anything edited since the run was signed? Exit code 0 no, 1 yes, 3 cannot tell, 4 newer format, 5 I/O.
 
+    Of the parent of replicates each is verified, and the worst exit code counts.
+
     With --json one object is printed; "chain" stands there with --chain only:
 
     {"exit_code": 0, "verdict": "...", "checks": [{"name", "ok": true | false | null, "detail"}],
     "chain": [{"name", "kind": start | checkpoint | end, "step", "attempt", "time", "key", "ok", "detail"}]}
+
+    Of a parent: {"exit_code": 0, "verdict": "...", "runs": [{"name", and the same}]}
     """
     from harness import verification
+    from harness.storage import folder_of_runs
 
     if ledger == (run is not None) or (head and not ledger) or (ledger and (chain or deep)):
         raise SpecError("name a run, with --chain or --deep if you like; or none, with --ledger and --head")
+    output = folder_of_runs(output)
     if run is None:
-        _tell(verification.verify_ledger(output, head), None, as_json)
-    verdict = verification.verify_run(str(run), output)
+        _tell([verification.verify_ledger(output, head)], True, False, as_json)
+    found = verification.verify_runs(run, output)
     if deep:
         from harness import keys, origins
 
-        verdict.checks += origins.check(verdict, keys.load_keyring())
-    _tell(verdict, verification.links(verdict) if chain else None, as_json)
+        for one in found:
+            one.checks += origins.check(one, keys.load_keyring())
+    _tell(found, False, chain, as_json)
 
 
-def _tell(verdict: Verification, links: list[Link] | None, as_json: bool) -> NoReturn:
-    """Print a verdict and end with its exit code."""
+def _tell(found: Sequence[Verification], of_ledger: bool, with_chain: bool, as_json: bool) -> NoReturn:
+    """Print a verdict, or those of replicates under their names, and end with the worst exit code."""
     from harness import verification
+    from harness.provenance import Verification
 
-    told = verification.sentence(verdict.exit_code)
+    def verdict(one: Verification) -> dict[str, Any]:
+        return {"exit_code": one.exit_code, "verdict": verification.sentence(one.exit_code, of_ledger=of_ledger)}
+
+    def values(one: Verification) -> dict[str, Any]:
+        checks = [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in one.checks]
+        chain = {"chain": [vars(link) for link in verification.links(one)]} if with_chain else {}
+        return {**verdict(one), "checks": checks, **chain}
+
+    whole = Verification([check for one in found for check in one.checks])
     if as_json:
-        checks = [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in verdict.checks]
-        answer = {"exit_code": verdict.exit_code, "verdict": told, "checks": checks}
-        answer |= {} if links is None else {"chain": [vars(link) for link in links]}
-        print(json.dumps(answer, indent=2))
-        raise typer.Exit(verdict.exit_code)
-    for link in links or ():
-        step = "" if link.step is None else f"step {link.step}"
-        attempt = "" if link.attempt is None else f"attempt {link.attempt}"
-        key = link.key or "no key here"
-        columns = f"{link.kind:10}  {step:12}  {attempt:10}  {link.time:25}  {key:16}"
-        print_check(link.ok, f"{columns}  {link.detail.partition(';')[0] if link.key else link.detail}")
-    for check in verdict.checks:
-        print_check(check.ok, f"{check.name}: {check.detail}")
-    print(told)
-    raise typer.Exit(verdict.exit_code)
+        runs = [{"name": one.folder.name if one.folder else "", **values(one)} for one in found]
+        print(json.dumps(values(found[0]) if len(found) == 1 else {**verdict(whole), "runs": runs}, indent=2))
+        raise typer.Exit(whole.exit_code)
+    for one in found:
+        if len(found) > 1:
+            print(one.folder.name if one.folder else "")
+        for link in verification.links(one) if with_chain else ():
+            _print_link(link)
+        for check in one.checks:
+            print_check(check.ok, f"{check.name}: {check.detail}")
+    print(verdict(whole)["verdict"])
+    raise typer.Exit(whole.exit_code)
+
+
+def _print_link(link: Link) -> None:
+    step = "" if link.step is None else f"step {link.step}"
+    attempt = "" if link.attempt is None else f"attempt {link.attempt}"
+    columns = f"{link.kind:10}  {step:12}  {attempt:10}  {link.time:25}  {link.key or '-':16}"
+    print_check(link.ok, f"{columns}  {link.detail.partition(';')[0] if link.key else link.detail}")
 
 
 def print_check(ok: bool | None, text: str) -> None:

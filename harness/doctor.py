@@ -28,7 +28,7 @@ def examine(output: Path, uri: str | None = None) -> Iterator[Check]:
     parts: dict[str, Callable[[], Iterator[Check]]] = {
         "packages": _versions, "device": _devices, "accelerate": _accelerate, "disk": lambda: _disk(output),
         "tracking": lambda: _tracking(output, uri), "key": _keys,
-        "Hub": lambda: iter([Check("Hub", True, hub.state())]),
+        "Hub": _hub,
     }  # fmt: skip
     for name, part in parts.items():
         try:
@@ -116,6 +116,11 @@ def _tracking(output: Path, uri: str | None) -> Iterator[Check]:
     yield Check("tracking", True, f"{told}: {'not made yet' if number is None else f'{number} experiments'}")
     if stale := liveness.stale(output, uri):
         yield Check("stale runs", None, f"RUNNING in MLflow, but gone: {', '.join(stale)}: harness runs reap")
+
+
+def _hub() -> Iterator[Check]:
+    is_there, told = hub.state()
+    yield Check("Hub", is_there or None, told)
 
 
 def _keys() -> Iterator[Check]:

@@ -106,12 +106,14 @@ def _local_folder(name: str) -> Path | None:
     return None
 
 
-def state() -> str:
-    """Whether the Hub is asked, and where what it gave lies."""
+def state() -> tuple[bool, str]:
+    """Whether the Hub answers or nobody asks it, in words, and where what it gave lies."""
     from huggingface_hub import constants
 
-    told = "offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "online"
-    return f"{told}; cache {constants.HF_HUB_CACHE}"
+    why = "" if constants.HF_HUB_OFFLINE else _unreachable(constants.ENDPOINT)
+    told = "offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} answers"
+    cannot = f"cannot be reached, only what is in the cache is at hand ({why})"
+    return not why, f"{cannot if why else told}; cache {constants.HF_HUB_CACHE}"
 
 
 def _cached_folder(name: str, revision: str | None) -> Path | None:

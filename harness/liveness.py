@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.errors import StorageError
@@ -72,6 +74,59 @@ def list_runs(folder: Path, uri: str | None = None) -> Iterator[tuple[FoundRun, 
             yield run, Path(run.tags.get("folder") or folder / "runs" / safe_part(run.name)).is_dir()
     except Exception as error:
         raise StorageError(f"cannot read {without_password(store)}", why=first_line(error)) from error
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training or a study as the store knows it; `depth`: below how many others it stands."""
+
+    run: FoundRun
+    has_folder: bool
+    depth: int
+    parent: str | None
+    """The name of the one right above it."""
+
+    @property
+    def metric(self) -> str:
+        """The score that selects its checkpoints."""
+        return self.run.params.get("early_stopping.metric", "")
+
+    @property
+    def score(self) -> str:
+        """Name and value of it; empty where the run has none yet."""
+        best, spread = self._best(""), self._best("_sd")
+        told = "" if best is None else f"{self.metric} {best:.4f}"
+        return told if spread is None else f"{told} ± {spread:.4f}"
+
+    def values(self) -> dict[str, object]:
+        """For programs."""
+        began = datetime.fromtimestamp(self.run.time / 1000, UTC).isoformat(timespec="seconds")
+        return {
+            "name": self.run.name, "id": self.run.run_id, "parent": self.parent, "status": self.run.status,
+            "began": began, "metric": self.metric or None, "score": self._best(""), "score_sd": self._best("_sd"),
+            "folder": self.run.tags.get("folder"), "has_folder": self.has_folder,
+        }  # fmt: skip
+
+    def _best(self, suffix: str) -> float | None:
+        value = self.run.metrics.get(f"best/{self.metric.replace('/', '_')}{suffix}")
+        return value if value is not None and math.isfinite(value) else None
+
+
+def trainings(found: list[tuple[FoundRun, bool]]) -> list[Training]:
+    """The trainings and studies of `list_runs`: newest first, each before its replicates or trials, oldest first."""
+    chosen = [one for one in found if "spec" in one[0].tags or one[0].tags.get("kind") == "study"]
+    known = {run.run_id for run, _ in chosen}
+    below: dict[str, list[tuple[FoundRun, bool]]] = {}
+    for one in sorted(chosen, key=lambda one: one[0].time):
+        parent = one[0].tags.get("mlflow.parentRunId", "")
+        below.setdefault(parent if parent in known else "", []).append(one)
+
+    def walk(ones: list[tuple[FoundRun, bool]], depth: int, parent: str | None) -> Iterator[Training]:
+        for run, is_there in ones:
+            yield Training(run, is_there, depth, parent)
+            yield from walk(below.get(run.run_id, []), depth + 1, run.name)
+
+    return list(walk(below.get("", [])[::-1], 0, None))
 
 
 def reap(

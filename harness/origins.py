@@ -25,18 +25,18 @@ from harness.verification import Verified
 def check(run: Verified, keys: Sequence[Key]) -> list[Check]:
     """Weights, data, code, checkpoints and MLflow's artifacts, one line each or more.
 
-    What cannot be checked here is told with the reason. Weights or data that are others now are NO; other code is
-    only a note, because a run is not tampered with by working on.
+    What cannot be checked here is told with the reason. Weights or data that are others now are NO; other code
+    changes no verdict, because a run is not tampered with by working on.
     """
     start = run.envelopes.get("start")
     if run.folder is None or start is None or start.predicate is None:
         return [Check("origins", None, "no start statement that can be read says what the run was made from")]
     claim = start.predicate
-    checks = [_check_weights(claim.get("baseModel")), *_check_data(run.folder, start), _check_code(claim.get("code"))]
-    return [*checks, *_check_checkpoints(run.folder, keys), *_check_artifacts(run)]
+    checks = [_check_weights(claim.get("baseModel"), start.word), *_check_data(run.folder, start)]
+    return [*checks, _check_code(claim.get("code")), *_check_checkpoints(run.folder, keys), *_check_artifacts(run)]
 
 
-def _check_weights(claim: Any) -> Check:
+def _check_weights(claim: Any, word: str) -> Check:
     name = "base model"
     match claim:
         case {"id": str(model), "sha256": str(signed)}:
@@ -51,7 +51,7 @@ def _check_weights(claim: Any) -> Check:
         return Check(name, None, _line(error))
     if not now:
         return Check(name, None, f"{digests.shown(model)} is no file on this machine")
-    return Check(name, *_compared(signed, now, digests.shown(model)))
+    return Check(name, *_compared(signed, now, digests.shown(model), word))
 
 
 def _check_data(folder: Path, start: Envelope) -> list[Check]:
@@ -68,7 +68,7 @@ def _check_data(folder: Path, start: Envelope) -> list[Check]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, ValidationError) as error:
         return [Check("data", None, f"spec.yaml does not say what was read: {type(error).__name__}")]
     found = (splits.train, splits.validation, splits.test)
-    return [Check(f"data {s.name}", *_compared(signed.get(s.name), s.digest, splits.source)) for s in found]
+    return [Check(f"data {s.name}", *_compared(signed.get(s.name), s.digest, splits.source, start.word)) for s in found]
 
 
 def _check_code(claim: Any) -> Check:
@@ -79,7 +79,7 @@ def _check_code(claim: Any) -> Check:
         return Check("code", True, "the source files here are those that made the run")
     made = signed.get("commit")
     commit = f", commit {digests.shown(made[:12])}" if isinstance(made, str) else ""
-    return Check("code", True, f"note: the source files here are not those that made the run{commit}")
+    return Check("code", None, f"the source files here are not those that made the run{commit}", 0)
 
 
 def _check_checkpoints(folder: Path, keys: Sequence[Key]) -> list[Check]:
@@ -115,23 +115,23 @@ def _check_artifacts(run: Verified) -> list[Check]:
             else:
                 missing.append(digests.shown(file))
         else:
-            told = _compared(signed, now, "")
+            told = _compared(signed, now, "", end.word)
             checks += [] if told[0] else [Check(f"{name}: {digests.shown(file)}", *told)]
     if missing:
         why = f"{len(missing)} of {len(end.subjects)} files are not there: {', '.join(missing[:3])}"
         checks.append(Check(name, None, why))
-    return checks or [Check(name, True, f"{len(end.subjects)} as signed")]
+    return checks or [Check(name, True, f"{len(end.subjects)} as {end.word}")]
 
 
-def _compared(signed: object, now: str, what: str) -> tuple[bool | None, str]:
+def _compared(signed: object, now: str, what: str, word: str) -> tuple[bool | None, str]:
     if not isinstance(signed, str):
         return None, "the start statement does not name its digest"
     before, after = (text.removeprefix("sha256:") for text in (signed, now))
     if digests.same(before, after):
-        return True, f"{what}: as signed" if what else "as signed"
+        return True, f"{what}: as {word}" if what else f"as {word}"
     return (
         False,
-        f"{what + ': ' if what else ''}changed: sha256 {digests.shown(before[:12])}... signed, {after[:12]}... found",
+        f"{what + ': ' if what else ''}changed: sha256 {digests.shown(before[:12])}... {word}, {after[:12]}... found",
     )
 
 

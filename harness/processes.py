@@ -57,13 +57,17 @@ def build_accelerator(precision: str) -> Accelerator:
     return accelerator
 
 
+def is_from_accelerate() -> bool:
+    """Whether `accelerate launch` started this process: it always says the precision."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
 def refuse_lost_processes() -> None:
     """Raise SpecError if `accelerate launch` was asked for several processes and started one: so it does on a CPU.
 
     It then names a meeting point (MASTER_ADDR) but no number of processes (WORLD_SIZE).
     """
-    below_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ
-    if below_accelerate and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+    if is_from_accelerate() and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         raise SpecError("several processes were asked for, but accelerate started one", fix=_ON_CPU)
 
 

@@ -63,6 +63,11 @@ class Envelope:
     keyid: str = ""
     """The key that signed; empty if nobody did, or none of the keys at hand fits."""
 
+    @property
+    def word(self) -> str:
+        """What its digests and scores may be called: signed, or only stated."""
+        return "signed" if self.check.ok else "stated"
+
 
 @dataclass
 class Verification:
@@ -138,7 +143,9 @@ def seal(
     return _attestation_id(payload)
 
 
-def open_envelope(path: Path, keys: Sequence[Key], kind: str | None = None, *, sealed: str = "") -> Envelope:
+def open_envelope(
+    path: Path, keys: Sequence[Key], kind: str | None = None, *, sealed: str = "", unproved: bool = False
+) -> Envelope:
     """Read one envelope, authenticate it, and only then parse what it says. Raises nothing; see `.check`.
 
     Args:
@@ -146,6 +153,7 @@ def open_envelope(path: Path, keys: Sequence[Key], kind: str | None = None, *, s
         keys: any of them may have signed it.
         kind: start, checkpoint or end; None: as the file is called.
         sealed: the sha256 of the file, if a statement that was authenticated covers it: then no key is needed.
+        unproved: also read what a key signed that is not here; as of one that is not signed, `.check` is not ok.
     """
     identity = ""
     try:
@@ -153,19 +161,21 @@ def open_envelope(path: Path, keys: Sequence[Key], kind: str | None = None, *, s
         payload_type, payload, signatures = _parse_outer(content)
         identity = _attestation_id(payload)
         is_sealed = digests.same(hashlib.sha256(content).hexdigest(), sealed)
-        signer = _authenticate(pae(payload_type, payload), signatures, keys, is_sealed)
+        signer, doubt = _authenticate(pae(payload_type, payload), signatures, keys)
+        if doubt and signatures and not (is_sealed or unproved):
+            raise _Refusal(None, doubt)
         if payload_type != PAYLOAD_TYPE:
             raise _Refusal(False, f"not a fingerprint: its type is {payload_type!r}")
         named = signatures[0][0] if signatures else None
         predicate, subjects = _parse_statement(payload, kind or path.name.removesuffix(".envelope.json"), named)
     except _Refusal as refusal:
         return Envelope(Check(path.name, refusal.ok, refusal.detail, refusal.code), attestation_id=identity)
-    verdict: tuple[bool | None, str] = (None, "not signed: anyone could have written it")
+    verdict: tuple[bool | None, str] = (None, doubt)
     if signer:
         verdict = True, f"signed with key {signer}"
-    elif named:
+    elif named and is_sealed:
         verdict = True, f"covered by a later statement; signed with {named}, which is not here"
-    return Envelope(Check(path.name, *verdict), predicate, subjects, identity, signer or "")
+    return Envelope(Check(path.name, *verdict), predicate, subjects, identity, signer)
 
 
 def resign(path: Path, keys: Sequence[Key], key: Key, kind: str | None = None) -> bool:
@@ -217,10 +227,8 @@ def _parse_signature(entry: object) -> tuple[str, bytes]:
     raise ValueError("not a signature")
 
 
-def _authenticate(
-    message: bytes, signatures: list[tuple[str, bytes]], keys: Sequence[Key], is_sealed: bool
-) -> str | None:
-    """The id of the key that signed; None for an unsigned envelope, and for one that is sealed by a later statement."""
+def _authenticate(message: bytes, signatures: list[tuple[str, bytes]], keys: Sequence[Key]) -> tuple[str, str]:
+    """The id of the key that signed, or "" and why none of those at hand is known to have."""
     macs = {key.keyid: key.mac(message) for key in keys}
     signer = None
     for keyid, sig in signatures:
@@ -230,11 +238,14 @@ def _authenticate(
         if fitting is not None and not digests.same(fitting, keyid):
             raise _Refusal(False, f"wrong key: signed with key {fitting}, but says {keyid}")
         signer = signer or fitting
-    if signatures and signer is None and not is_sealed:
-        named = ", ".join(keyid for keyid, _ in signatures)
-        known = f"unknown key: signed with {named}, you have {', '.join(macs)}"
-        raise _Refusal(None, known if macs else f"no key here: signed with {named}, which is needed to check it")
-    return signer
+    if signer:
+        return signer, ""
+    named = ", ".join(keyid for keyid, _ in signatures)
+    if not named:
+        return "", "not signed: anyone could have written it"
+    if not macs:
+        return "", f"no key here: signed with {named}, which is needed to check it"
+    return "", f"unknown key: signed with {named}, you have {', '.join(macs)}"
 
 
 def _parse_statement(payload: bytes, kind: str, named: str | None) -> tuple[dict[str, Any], dict[str, str]]:

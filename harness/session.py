@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -138,12 +139,13 @@ class Session:
 
     @property
     def launch_command(self) -> str:
-        """How this process was launched, or a like one is."""
-        launch, number = "accelerate launch", self.accelerator.num_processes
+        """How this process was launched, by which launcher and with which path, or a like one is."""
+        number, script = self.accelerator.num_processes, sys.argv[0]
+        launch = "accelerate launch" if processes.is_from_accelerate() else shlex.quote(sys.orig_argv[0])
         if number > 1:
             cpu = "ACCELERATE_USE_CPU=true " if self.accelerator.device.type == "cpu" else ""
-            launch = f"{cpu}{launch} --multi_gpu --num_processes {number}"
-        return f"{launch} launch.py"
+            launch = f"{cpu}accelerate launch --multi_gpu --num_processes {number}"
+        return f"{launch} {shlex.quote(script) if Path(script).name == 'launch.py' else 'launch.py'}"
 
 
 def begin(spec: Spec, insecure: bool = False, *, quiet: bool = False) -> Session:

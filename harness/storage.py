@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import notes
-from harness.errors import RunInUse, StorageError
+from harness.errors import RunInUse, StorageError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,6 +124,24 @@ def writable(folder: Path) -> Path:
         fix = "name a folder of yours: output=<folder>"
         raise StorageError(f"cannot write into {folder}", where="output", why=str(error), fix=fix) from error
     return folder
+
+
+def folder_of_runs(output: Path) -> Path:
+    """Where the runs are that a command was asked about: in `mlruns`, there or not yet, or in a folder that is there.
+
+    Raises:
+        UserError: another folder was named, and it is not there.
+    """
+    place = PROJECT / output
+    try:
+        why = "" if place == PROJECT / "mlruns" or place.is_dir() else "there is no such folder"
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL character
+        why = str(error)
+    if why:
+        where = str(place) if str(place).isprintable() else ascii(str(place))
+        fix = "name the one the runs were written to: --output"
+        raise UserError("no folder of runs", where=where, why=why, fix=fix)
+    return place
 
 
 def apply_umask(path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import glob
+import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,11 @@ _SENTENCES = {
     4: "cannot tell: signed by a newer version of the harness",
     5: "cannot tell: what is marked ?? could not be read",
 }
+_OF_LEDGER = {
+    0: "nothing that was entered is missing or exchanged; what the runs hold was not checked: harness verify <run>",
+    1: "TAMPERED: what is marked NO is not as it was entered",
+    3: "cannot tell: what is marked ?? is gone, is not signed, or cannot be checked here",
+}
 
 
 @dataclass
@@ -32,9 +39,23 @@ class Verified(Verification):
     mlflow_id: str = ""
 
 
-def sentence(exit_code: int) -> str:
+def sentence(exit_code: int, *, of_ledger: bool = False) -> str:
     """The verdict in words."""
-    return _SENTENCES[exit_code]
+    return (_SENTENCES | _OF_LEDGER if of_ledger else _SENTENCES)[exit_code]
+
+
+def verify_runs(run: str, output: Path) -> list[Verified]:
+    """Verify a run as `verify_run` does; of the parent of replicates, which are signed one by one, each of them."""
+    verdict = verify_run(run, output)
+    folder, parent = verdict.folder, re.fullmatch(r"(.*)-x([0-9]+)-([0-9a-f]{4})", Path(verdict.folder or "").name)
+    if folder is None or parent is None or verdict.envelopes or not (folder / "spec.yaml").is_file():
+        return [verdict]
+    begun, number, of_all = parent.groups()
+    names = sorted(path.name for path in folder.parent.glob(f"{glob.escape(begun)}-s*-{of_all}"))
+    place = folder.parent if _is_dir(Path(run)) else Path()
+    is_whole = len(names) == int(number)
+    verdict.checks = [Check("replicates", is_whole or None, f"{len(names)} of {number} have their folder here")]
+    return [verdict, *(verify_run(str(place / name), output) for name in names)]
 
 
 def verify_run(run: str, output: Path) -> Verified:
@@ -59,12 +80,11 @@ def verify_run(run: str, output: Path) -> Verified:
         asked = found.name if found else run
         why = "MLflow does not know this run; set MLFLOW_TRACKING_URI if it was tracked elsewhere"
         problem = unread or Check("scores in MLflow", None, why, 5)
-    _refuse_parent(verdict)
     end = verdict.predicate("end")
     if end is not None:
         verdict.checks.append(_check_name(end.get("runId"), asked))
         if found is not None:
-            verdict.checks += _check_scores(end.get("metrics"), found)
+            verdict.checks += _check_scores(end.get("metrics"), found, verdict.envelopes["end"].word)
         elif is_folder and not problem:
             why = "MLflow does not know this run here, so that no scores there were compared"
             verdict.checks.append(Check("folder alone", True, why))
@@ -74,16 +94,6 @@ def verify_run(run: str, output: Path) -> Verified:
     return Verified(**vars(verdict), output=output, mlflow_id=found.run_id if found else "")
 
 
-def _refuse_parent(verdict: Verification) -> None:
-    """Raise UserError for the parent of replicates: each of its runs is signed on its own."""
-    folder = verdict.folder
-    if folder and not verdict.envelopes and (folder / "spec.yaml").is_file():
-        others = sorted(folder.parent.glob(f"*-s*-{folder.name.rpartition('-')[2]}"))
-        if others:
-            fix = f"verify each of them: {', '.join(path.name for path in others)}"
-            raise UserError("the parent of replicates, which are signed one by one", where=folder.name, fix=fix)
-
-
 def links(verdict: Verification) -> list[chain.Link]:
     """Every statement of a verified run, from the start to the end."""
     return chain.links(verdict.folder, keys.load_keyring()) if verdict.folder else []
@@ -91,6 +101,8 @@ def links(verdict: Verification) -> list[chain.Link]:
 
 def verify_ledger(output: Path, head: str = "") -> Verification:
     """Check the ledger of a folder of runs, and that every run it names is there; `head` is one that was kept.
+
+    Of a run, its statements alone are looked at: they have to be those that were entered, and signed.
 
     Raises:
         UserError: there is no ledger.
@@ -110,7 +122,10 @@ def verify_ledger(output: Path, head: str = "") -> Verification:
     runs: dict[str, dict[str, str]] = {}
     for entry in found.entries:
         runs.setdefault(entry.run, {})[entry.kind] = entry.attestation
-    return Verification(checks + [_check_entered(output / "runs", run, entered) for run, entered in runs.items()])
+    keyring = keys.load_keyring()
+    for run, entered in runs.items():
+        checks += _check_entered(output / "runs", run, entered, keyring)
+    return Verification(checks)
 
 
 def resign_run(run: str, output: Path) -> tuple[keys.Key, int]:
@@ -139,19 +154,20 @@ def resign_run(run: str, output: Path) -> tuple[keys.Key, int]:
     return key, sum(provenance.resign(path, keyring, key, kind) for path, kind in paths)
 
 
-def compare_scores(signed: dict[str, float], found: dict[str, float]) -> list[Check]:
+def compare_scores(signed: dict[str, float], found: dict[str, float], word: str = "signed") -> list[Check]:
     """A failed check for each score changed, removed, or (`test/...` only) added after signing; else one that passed.
 
-    Scores of other splits may be added: a run can be evaluated further without touching what it reported.
+    Scores of other splits may be added: a run can be evaluated further without touching what it reported. `word`:
+    "stated" where nobody is known to have signed.
     """
     checks = []
     for name in sorted(signed.keys() | {name for name in found if name.startswith("test/")}):
         before, now = signed.get(name), found.get(name)
         if before != now:
             what = "removed from" if now is None else "added to" if before is None else "changed in"
-            values = f"signed {'nothing' if before is None else before}, found {'nothing' if now is None else now}"
+            values = f"{word} {'nothing' if before is None else before}, found {'nothing' if now is None else now}"
             checks.append(Check(digests.shown(name), False, f"{what} MLflow: {values}"))
-    return checks or [Check("scores in MLflow", True, f"{len(signed)} as signed")]
+    return checks or [Check("scores in MLflow", True, f"{len(signed)} as {word}")]
 
 
 def _find(run: str, output: Path) -> tuple[FoundRun | None, Check | None]:
@@ -255,25 +271,28 @@ def _check_entries(verdict: Verification, output: Path) -> list[Check]:
     ]
 
 
-def _check_entered(runs: Path, run: str, entered: dict[str, str]) -> Check:
-    """Whether the folder of a run holds the statements that the ledger names; who signed them is not asked here."""
+def _check_entered(runs: Path, run: str, entered: dict[str, str], keyring: list[keys.Key]) -> list[Check]:
+    """Whether the folder of a run holds the statements that the ledger names, and they are signed."""
     name, folder = digests.shown(run), _within(runs, run)
     if folder is None:
-        return Check(name, False, "no run can have this name")
+        return [Check(name, False, "no run can have this name")]
     if not _is_dir(folder):
-        return Check(name, None, f"entered ({' and '.join(entered)}), but its folder is gone")
+        return [Check(name, None, f"entered ({' and '.join(entered)}), but its folder is gone")]
+    told: dict[Check, list[str]] = {}
     for kind, attestation in entered.items():
-        found = provenance.open_envelope(folder / f"{digests.shown(kind)}.envelope.json", [])
+        shown = digests.shown(kind)
+        found = provenance.open_envelope(folder / f"{shown}.envelope.json", keyring)
         if not digests.same(found.attestation_id, attestation):
             what = "not the one that was entered" if found.attestation_id else "gone"
-            return Check(name, False, f"its {digests.shown(kind)} statement is {what}")
-    return Check(name, True, f"{' and '.join(entered)} as entered")
+            return [Check(name, False, f"its {shown} statement is {what}")]
+        told.setdefault(replace(found.check, name=name), []).append(shown)
+    return [replace(check, detail=f"{' and '.join(kinds)} as entered, {check.detail}") for check, kinds in told.items()]
 
 
-def _check_scores(signed: Any, found: FoundRun) -> list[Check]:
+def _check_scores(signed: Any, found: FoundRun, word: str) -> list[Check]:
     if not (isinstance(signed, dict) and all(type(value) in (int, float) for value in signed.values())):
         return [Check("scores in MLflow", None, "the end statement holds no table of scores to compare them with")]
     if signed and not signed.keys() & found.metrics.keys():
-        why = f"none of the {len(signed)} signed scores is there: they were never sent, or all removed"
+        why = f"none of the {len(signed)} {word} scores is there: they were never sent, or all removed"
         return [Check("scores in MLflow", None, why)]
-    return compare_scores({name: float(value) for name, value in signed.items()}, found.metrics)
+    return compare_scores({name: float(value) for name, value in signed.items()}, found.metrics, word)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +44,26 @@ def test_the_beginning_says_what_on_what_where_and_how_it_goes_on(capsys: pytest
     assert told["folder"] == "/runs/runs/lora-s1-3f9a"
     assert told["MLflow"].startswith("mlflow ui --backend-store-uri")
     assert told["Ctrl-C"].endswith("--num_processes 2 launch.py --resume lora-s1-3f9a output=/runs")
+
+
+@pytest.mark.parametrize(
+    ("typed", "by_accelerate", "told"),
+    [
+        (["python", "launch.py"], False, "python launch.py --resume"),
+        (["python", "/a b/launch.py"], False, "python '/a b/launch.py' --resume"),
+        (["/venv/bin/python", "../launch.py"], True, "accelerate launch ../launch.py --resume"),
+        (["/venv/bin/python", "notebook.py"], False, "/venv/bin/python launch.py --resume"),
+    ],
+)
+def test_a_run_goes_on_as_it_was_launched(
+    typed: list[str], by_accelerate: bool, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if by_accelerate:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setattr(sys, "orig_argv", typed)
+    monkeypatch.setattr(sys, "argv", typed[1:])
+    assert session().resume_command("lora-s1-3f9a") == f"{told} lora-s1-3f9a output=/runs"
 
 
 def test_many_settings_are_counted_and_a_server_is_told_by_its_address(capsys: pytest.CaptureFixture[str]) -> None:

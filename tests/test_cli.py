@@ -190,6 +190,8 @@ def test_verify_passes_its_exit_code_on(harness: Command, tmp_path: Path, monkey
     assert f"ok  end.envelope.json: signed with key {key.keyid}\n" in harness.out
     assert harness("verify", str(unsigned), *here) == 3
     assert "??  end.envelope.json: not signed" in harness.out
+    assert harness("verify", str(unsigned), *here, "--chain") == 3
+    assert "no key here" not in harness.out and "-  " in harness.out
     assert harness("verify", "signed", *here) == 5
     assert "??  scores in MLflow: MLflow does not know this run" in harness.out
     assert harness("verify", "singed", *here) == 2
@@ -262,6 +264,7 @@ def test_verify_the_ledger(harness: Command, tmp_path: Path) -> None:
     head = append(tmp_path, Entry(begun, "start", "lora"))
     assert harness("verify", "--ledger", *here) == 0
     assert f"ok  ledger: 1 entries in order; head {head}" in harness.out
+    assert harness.out.splitlines()[-1].startswith("nothing that was entered is missing or exchanged; what the runs")
     assert harness("verify", "--ledger", "--head", "0" * 64, *here, "--json") == 1
     assert json.loads(harness.out)["checks"][1]["name"] == "head"
 
@@ -272,6 +275,70 @@ def test_verify_the_ledger(harness: Command, tmp_path: Path) -> None:
 def test_verify_needs_a_run_or_the_ledger(harness: Command, words: list[str]) -> None:
     assert harness("verify", *words) == 2
     assert "name a run" in harness.err
+
+
+def test_verify_replicates(harness: Command, tmp_path: Path) -> None:
+    key, parent = keygen(), tmp_path / "runs" / "lora-x2-abcd"
+    parent.mkdir(parents=True)
+    (parent / "spec.yaml").write_text("name: lora\n")
+    edited = [finished_run(tmp_path, name, key) for name in ("lora-s0-abcd", "lora-s1-abcd")][1]
+    assert harness("verify", str(parent)) == 0
+    lines = harness.out.splitlines()
+    assert [line for line in lines if line.startswith("lora")] == ["lora-x2-abcd", "lora-s0-abcd", "lora-s1-abcd"]
+    assert lines[-1].startswith("verified") and harness.out.count("verified") == 1
+    (edited / "spec.yaml").write_text("rank: 9\n")
+    assert harness("verify", str(parent), "--chain", "--json") == 1
+    answer = json.loads(harness.out)
+    assert answer.keys() == {"exit_code", "verdict", "runs"} and answer["exit_code"] == 1
+    assert [(run["name"], run["exit_code"]) for run in answer["runs"]] == [
+        ("lora-x2-abcd", 0), ("lora-s0-abcd", 0), ("lora-s1-abcd", 1),
+    ]  # fmt: skip
+    assert [link["kind"] for link in answer["runs"][1]["chain"]] == ["start", "end"]
+
+
+# runs
+
+
+def test_runs_are_listed_as_a_table_and_for_programs(harness: Command, tmp_path: Path) -> None:
+    (tmp_path / "runs" / "lost").mkdir(parents=True)
+    (tmp_path / "runs" / "lost" / "start.envelope.json").touch()
+    parent = start(Tracking(), tmp_path, "lora", "lora-x2-abcd", tags={"spec": "lora"})
+    child = start(Tracking(), tmp_path, "lora", "lora-s0-abcd", parent=parent.wait_open(30), tags={"spec": "lora"})
+    child.params({"early_stopping.metric": "validation/accuracy"})
+    child.metrics({"best/validation_accuracy": 0.5}, 1)
+    for tracker in (child, parent, start(Tracking(), tmp_path, "reports", "page", tags={"kind": "report"})):
+        tracker.finish()
+    here = ("--output", str(tmp_path))
+    assert harness("runs", "list", *here) == 0
+    header, of_all, of_one, lost = harness.out.splitlines()
+    assert header.split() == ["run", "status", "began", "score", "folder"]
+    assert of_all.startswith("lora-x2-abcd  ") and of_all.endswith("no folder")
+    assert of_one.startswith("  lora-s0-abcd  FINISHED  ") and "  validation/accuracy 0.5000  " in of_one
+    assert lost == "lost  not in MLflow; it may go on: launch.py --resume lost"
+    assert harness("runs", "list", "--json", *here) == 0
+    told = json.loads(harness.out)
+    assert [(one["name"], one.get("parent"), one.get("score")) for one in told] == [
+        ("lora-x2-abcd", None, None), ("lora-s0-abcd", "lora-x2-abcd", 0.5), ("lost", None, None),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["runs list", "runs reap", "compare", "report", "predict text --run x", "verify x", "verify --ledger", "sync",
+     "keys resign x"],
+)  # fmt: skip
+def test_a_folder_of_runs_that_is_not_there_is_named(words: str, harness: Command, tmp_path: Path) -> None:
+    place = tmp_path / "nope"
+    assert harness(*words.split(), "--output", str(place)) == 2
+    assert harness.err.startswith(f"error: {place}: no folder of runs\n  why: there is no such folder\n  fix: ")
+    assert not place.exists()
+
+
+def test_an_empty_folder_of_runs_is_no_error(harness: Command, tmp_path: Path) -> None:
+    assert harness("runs", "list", "--output", str(tmp_path)) == 0
+    assert harness.out == f"MLflow knows no run in {tmp_path}\n"
+    assert harness("runs", "list", "--output", str(tmp_path), "--json") == 0
+    assert json.loads(harness.out) == []
 
 
 # keys

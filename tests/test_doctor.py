@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from harness import doctor, keys
+from harness import doctor, hub, keys
 from harness.cli import app
 from harness.provenance import Check
 from harness.storage import RunLock
@@ -22,6 +22,7 @@ def _no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     for name in (keys.VARIABLE, keys.FILE_VARIABLE):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(hub, "_unreachable", lambda url: "")
 
 
 def found(output: Path, uri: str | None = None) -> dict[str, Check]:
@@ -88,6 +89,19 @@ def test_versions_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     check = found(tmp_path)["packages"]
     assert check.ok is False
     assert "torch 2" in check.detail and "<1 is needed" in check.detail and "no_such_package is not" in check.detail
+
+
+def test_the_hub_is_asked_before_it_is_called_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert found(tmp_path)["Hub"].ok and found(tmp_path)["Hub"].detail.startswith(f"{constants.ENDPOINT} answers; ")
+    monkeypatch.setattr(hub, "_unreachable", lambda url: f"{url}: no network")
+    check = found(tmp_path)["Hub"]
+    assert check.ok is None and "cannot be reached" in check.detail and "no network" in check.detail
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    check = found(tmp_path)["Hub"]
+    assert check.ok and check.detail.startswith("offline (HF_HUB_OFFLINE)")
 
 
 def test_the_command_has_an_exit_code_and_json(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from harness import liveness
-from harness.liveness import list_runs, look, reap
+from harness.liveness import list_runs, look, reap, trainings
 from harness.tracking_mlflow import FoundRun
 from tests.stores import QUIET, begin, client, closed_port, run_id
 
 pytestmark = QUIET
+Found = tuple[FoundRun, bool]
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,38 @@ def test_list_tells_status_and_folder(folder: Path, tmp_path: Path) -> None:
     assert list(list_runs(tmp_path)) == []
     assert list(reap(tmp_path)) == []
     assert not list(tmp_path.iterdir()), "looking does not create a database"
+
+
+def known(name: str, time: int, parent: str = "", spec: str = "lora", kind: str = "", **scores: float) -> Found:
+    tags = {"spec": spec, "kind": kind, "mlflow.parentRunId": f"id-{parent}"}
+    params = {"early_stopping.metric": "validation/f1_macro"}
+    metrics = {f"best/validation_{name}": value for name, value in scores.items()}
+    return FoundRun(f"id-{name}", name, "FINISHED", {k: v for k, v in tags.items() if v}, params, metrics, time), True
+
+
+def test_trainings_stand_in_their_order_with_their_scores() -> None:
+    found = [
+        known("page", 9, spec="", kind="report"),
+        known("bench", 8, spec=""),
+        known("new", 7, f1_macro=0.75),
+        known("s1", 3, "x2", f1_macro=0.5),
+        known("s0", 2, "x2"),
+        known("orphan", 1, "gone"),
+        known("x2", 0, "study", f1_macro=0.5, f1_macro_sd=0.125),
+        known("study", 0, spec="", kind="study"),
+    ]
+    told = [(one.run.name, one.depth, one.parent, one.score) for one in trainings(found)]
+    assert told == [
+        ("new", 0, None, "validation/f1_macro 0.7500"),
+        ("orphan", 0, None, ""),
+        ("study", 0, None, ""),
+        ("x2", 1, "study", "validation/f1_macro 0.5000 ± 0.1250"),
+        ("s0", 2, "x2", ""),
+        ("s1", 2, "x2", "validation/f1_macro 0.5000"),
+    ]
+    first = trainings(found)[0].values()
+    assert first["score"] == 0.75 and first["began"] == "1970-01-01T00:00:00+00:00" and first["id"] == "id-new"
+    assert trainings([]) == []
 
 
 def test_a_store_that_does_not_answer_is_told(tmp_path: Path) -> None:

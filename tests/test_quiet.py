@@ -64,7 +64,7 @@ def test_a_quiet_run_that_breaks_says_how_it_goes_on(
     assert main(launched(tiny, tmp_path, "--quiet", "train.max_steps=4")) == 143
     told = capsys.readouterr()
     assert told.out == ""
-    assert "resume  accelerate launch launch.py --resume full_finetune-s42-" in told.err and "score" not in told.err
+    assert " launch.py --resume full_finetune-s42-" in told.err and "score" not in told.err
 
 
 def test_a_run_that_is_stopped_says_what_it_was_and_how_it_goes_on(
@@ -77,7 +77,7 @@ def test_a_run_that_is_stopped_says_what_it_was_and_how_it_goes_on(
     (name,) = [path.name for path in (tmp_path / "runs").iterdir()]
     assert re.fullmatch(rf"{name}, KILLED, MLflow id ([0-9a-f]{{32}}|none: not recorded)", told["run"])
     assert told["folder"] == str(tmp_path / "runs" / name)
-    assert told["resume"] == f"accelerate launch launch.py --resume {name} output={tmp_path}"
+    assert told["resume"] == f"{sys.orig_argv[0]} launch.py --resume {name} output={tmp_path}"
 
 
 @pytest.mark.parametrize("flag", ["--plan", "--plan --json"])

@@ -22,7 +22,7 @@ from harness.keys import Key
 from harness.ledger import Entry
 from harness.provenance import PAYLOAD_TYPE, Verification, pae, seal
 from harness.tracking import Tracking, start
-from harness.verification import compare_scores, resign_run, sentence, verify_ledger, verify_run
+from harness.verification import compare_scores, resign_run, sentence, verify_ledger, verify_run, verify_runs
 from tests import sealed
 from tests.stores import QUIET, closed_port, run_id
 
@@ -269,8 +269,27 @@ def test_unsigned_runs_cannot_be_told_but_edits_of_them_show(output: Path) -> No
     verdict = run.verify()
     assert verdict.exit_code == 3
     assert set(problems(verdict)) == {"start.envelope.json", "end.envelope.json"}
+    assert "as signed" not in str(verdict.checks) and "4 as stated" in str(verdict.checks)
     set_score(run, "test/accuracy", 0.5)
-    assert run.verify().exit_code == 1
+    (run.folder / "card.md").write_text("")
+    verdict = run.verify()
+    assert verdict.exit_code == 1
+    assert problems(verdict)["test/accuracy"] == "changed in MLflow: stated 1.0, found 0.5"
+    assert "... stated, " in problems(verdict)["card.md"]
+
+
+@pytest.mark.parametrize("known", [None, Key(b"o" * 32)], ids=["no key", "another key"])
+def test_without_the_key_what_contradicts_the_statements_is_told(
+    known: Key | None, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_SIGNING_KEY", known.text if known else "")
+    assert run.verify().exit_code == 3
+    set_score(run, "test/accuracy", 0.5)
+    (run.folder / "card.md").write_text("# better\n")
+    verdict = run.verify()
+    set_score(run, "test/accuracy", 1.0)
+    assert verdict.exit_code == 1
+    assert problems(verdict).keys() == {"start.envelope.json", "end.envelope.json", "card.md", "test/accuracy"}
 
 
 def test_unfinished_runs_cannot_be_told(run: Run) -> None:
@@ -345,6 +364,19 @@ def test_a_run_is_looked_up_in_the_ledger(entered: Path) -> None:
     whole = verify_ledger(entered)
     assert whole.exit_code == 0
     assert [check.name for check in whole.checks] == ["ledger", "lora-s1-aaaa", "lora-s2-bbbb"]
+    assert whole.checks[1].detail == f"start and end as entered, signed with key {KEY.keyid}"
+
+
+def test_what_a_ledger_cannot_tell_is_not_said_to_be_verified(entered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (entered / "runs/lora-s1-aaaa/card.md").write_text("# better\n")
+    assert verify_ledger(entered).exit_code == 0
+    assert "what the runs hold was not checked" in sentence(0, of_ledger=True)
+    enter(entered, "lora-s3-cccc", None)
+    verdict = verify_ledger(entered)
+    assert verdict.exit_code == 3
+    assert problems(verdict) == {"lora-s3-cccc": "start and end as entered, not signed: anyone could have written it"}
+    monkeypatch.setenv("HARNESS_SIGNING_KEY", Key(b"o" * 32).text)
+    assert "unknown key" in problems(verify_ledger(entered))["lora-s1-aaaa"]
 
 
 def test_without_a_ledger_the_run_verifies_and_this_is_said(run: Run) -> None:
@@ -450,10 +482,20 @@ def test_what_it_takes_to_sign_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
         resign_run(str(tmp_path), tmp_path)
 
 
-def test_the_parent_of_replicates_names_its_runs(tmp_path: Path) -> None:
-    parent = tmp_path / "runs" / "lora-x2-abcd"
-    for name in (parent.name, "lora-s0-abcd", "lora-s1-abcd"):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "spec.yaml").write_text("name: lora\n")
-    with pytest.raises(UserError, match=r"signed one by one\n  fix: verify each of them: lora-s0-abcd, lora-s1-abcd"):
-        verify_run(str(parent), tmp_path)
+def test_of_the_parent_of_replicates_each_is_verified(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    parent, *names = "lora-x2-abcd", "lora-s0-abcd", "lora-s1-abcd"
+    (runs / parent).mkdir(parents=True)
+    (runs / parent / "spec.yaml").write_text("name: lora\n")
+    for name in names:
+        sealed.end(runs / name, sealed.start(runs / name, KEY, runId=name), KEY, runId=name)
+    for way, code in ((str(runs / parent), 0), (parent, 5)):  # by name, MLflow is expected to know them
+        found = verify_runs(way, tmp_path)
+        assert [one.exit_code for one in found] == [0, code, code]
+        assert [one.folder and one.folder.name for one in found] == [parent, *names]
+    (runs / names[1] / "card.md").write_text("# better\n")
+    assert [one.exit_code for one in verify_runs(str(runs / parent), tmp_path)] == [0, 0, 1]
+    shutil.rmtree(runs / names[1])
+    assert problems(verify_runs(str(runs / parent), tmp_path)[0]) == {"replicates": "1 of 2 have their folder here"}
+    (only,) = verify_runs(str(runs / names[0]), tmp_path)
+    assert only.exit_code == 0
