@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-_MAPS = ("task", "methods", "metrics")
+MAPS = ("task", "methods", "metrics")
 """Sections that map plug-ins to their settings."""
 
 
 def changed(own: dict[str, Any], filed: dict[str, Any]) -> list[str]:
     """The dotted keys of a spec whose value is not that of the file."""
-    told = {key: value for key, value in own.items() if not (key in _MAPS and value == {})}
+    told = {key: value for key, value in own.items() if not (key in MAPS and value == {})}
     return [key for key, value in told.items() if key not in filed or filed[key] != value]
 
 
@@ -21,4 +21,4 @@ def removed(own: dict[str, Any], filed: dict[str, Any]) -> list[str]:
 
 def _plugins(settings: dict[str, Any]) -> set[str]:
     parts = (key.split(".") for key in settings)
-    return {".".join(part[:2]) for part in parts if part[0] in _MAPS and len(part) > 1}
+    return {".".join(part[:2]) for part in parts if part[0] in MAPS and len(part) > 1}
