@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
-from harness import composing, registry, yaml_source
+from harness import composing, notes, registry, yaml_source
 from harness.changes import MAPS
 from harness.data import Data
 from harness.errors import SpecError, did_you_mean
@@ -260,7 +260,12 @@ def _build(name: str, overrides: list[str]) -> Spec:
         raise SpecError("there is no `defaults: [base, _self_]`", where=own.path.name, fix=fix)
     replaced = [f"~{key}" for key in base.plugins("task") if own.plugins("task") and key not in own.lines]
     composed = composing.compose(EXPERIMENTS, name, [*replaced, *overrides], maps=MAPS)
-    return _judge(composed, name, story(name), yaml_source.Places([base, own], overrides))
+    made = _judge(composed, name, story(name), yaml_source.Places([base, own], overrides))
+    gone = [key for key in own.plugins("methods") if key.partition(".")[2] not in made.methods]
+    if gone and len(gone) == len(own.plugins("methods")):
+        left = "its other settings are left, and its name: another experiment may be nearer to what is meant"
+        notes.note(f"exp={name} is without {' and '.join(gone)}: {left}")
+    return made
 
 
 def _judge(composed: dict[str, Any], name: str, told: str, places: yaml_source.Places) -> Spec:
