@@ -49,6 +49,7 @@ class EarlyStopping(Settings):
     metric: str
     """The validation metric that chooses: `validation/<name>`."""
     direction: Literal["maximize", "minimize"]
+    """Which scores of it are better: high or low ones."""
     patience: Duration | None
     """Stop after so long without a better score; null: train to the end. The best checkpoint is restored either way."""
 
@@ -57,6 +58,7 @@ class Evaluation(Settings):
     """When the validation split is scored, and what stands beside the test score."""
 
     every: Duration
+    """How often the validation split is scored: steps or epochs."""
     final: Literal["test", "weights", "scores"]
     """What a run leaves at its end. test: it is judged on the test split, measured and described. weights: the best
     weights and their validation scores; the test split stays unread. scores: the same without the weights."""
@@ -130,6 +132,7 @@ class Spec(Settings):
     tracking: Tracking
     provenance: Provenance
     precision: Literal["auto", "no", "bf16", "fp16"]
+    """Of the forward and backward pass; auto: bf16 where the GPU has it, else no, which is float32."""
     seeds: list[int] = Field(min_length=1)
     """One run per seed; several make replicates under one parent run."""
     output: str = Field(min_length=1)
@@ -382,7 +385,43 @@ def _settings() -> Iterator[str]:
         plugins = registry.names(section.removesuffix("s")) if section in MAPS else []
         for path in [[section, name] for name in plugins] or [[section]]:
             here = settings_at(path)
-            yield from (".".join([*path, name]) for name in here.model_fields) if here else path
+            yield from [".".join([*path, name]) for name in (here.model_fields if here else ())] or [".".join(path)]
+
+
+def described(chosen: Spec, asked: str) -> list[tuple[str, Any, str]]:
+    """Key, value and meaning of a setting of this spec, or of all settings of a section.
+
+    Raises:
+        SpecError: it has no such key.
+    """
+    values = chosen.resolved()
+    known = {key: value for key in _settings() if (value := _value(values, key)) is not _ABSENT}
+    for key in (asked, setting_called(asked) or asked):
+        if found := [one for one in known if f"{one}.".startswith(f"{key}.") or key.startswith(f"{one}.")]:
+            return [(one, known[one], _meaning(one)) for one in found]
+    plugin = asked.split(".")[:2]
+    near = difflib.get_close_matches(asked, [*known, *(key.rpartition(".")[0] for key in known)], n=1)
+    fix = f"did you mean '{near[0]}'?" if near else f"harness show {chosen.name} lists them all"
+    if settings_at(plugin):
+        fix = f"it has no {'.'.join(plugin)}: look at it with '{'.'.join(plugin)}={{}}'"
+    raise SpecError(f"{chosen.name} has no setting '{asked}'", fix=fix)
+
+
+_ABSENT = object()
+
+
+def _value(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part, _ABSENT) if isinstance(tree, dict) else _ABSENT
+    return tree
+
+
+def _meaning(key: str) -> str:
+    """What the source says below a setting; of a plug-in without settings, its first line."""
+    *path, last = key.split(".")
+    if here := settings_at(path):
+        return next(meaning for name, _, meaning in registry.describe_fields(here) if name == last)
+    return registry.describe(path[0].removesuffix("s"), last).story.partition("\n")[0]
 
 
 def settings_at(path: list[str]) -> type[Settings] | None:
