@@ -266,7 +266,7 @@ def _build(name: str, overrides: list[str]) -> Spec:
     made = _judge(composed, name, story(name), yaml_source.Places([base, own], overrides))
     gone = [key for key in own.plugins("methods") if key.partition(".")[2] not in made.methods]
     if gone and len(gone) == len(own.plugins("methods")):
-        left = "its other settings are left, and its name: another experiment may be nearer to what is meant"
+        left = f"its name and other settings are left, such as train.learning_rate={made.train.learning_rate:g}"
         notes.note(f"exp={name} is without {' and '.join(gone)}: {left}")
     return made
 
