@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from harness import compression, data, digests, dropout, hub, padding_free, registry, seeding, surgery
+from harness import compression, data, digests, dropout, hub, notes, padding_free, registry, seeding, surgery
 from harness.data import Splits
 from harness.errors import ModelError, SpecError
 from harness.method import Method
@@ -72,6 +72,8 @@ def load(spec: Spec, known: dict[str, Loaded] | None = None) -> Loaded:
     if spec.train.num_warmup_steps(total) >= total:
         what = f"the warm-up lasts {spec.train.warmup_steps:g} steps, the whole run {total}: its rate is never reached"
         raise SpecError(what, where="train.warmup_steps", fix="shorten it, or give a share below 1")
+    if (asked := spec.train.max_steps) and asked > total:
+        notes.note(f"train.max_steps={asked} is never reached: train.epochs={spec.train.epochs} ends at step {total}")
     return known[key]
 
 

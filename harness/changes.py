@@ -8,10 +8,9 @@ from typing import Any
 
 from harness import composing, spec
 from harness.errors import SpecError
+from harness.registry import MAPS
 from harness.spec import Spec
 
-_MAPS = ("task", "methods", "metrics")
-"""Sections that map plug-ins to their settings."""
 _PLACES = ("output", "tracking.uri")
 """Told on lines of their own."""
 _OF_THE_RUN = ("name", "seeds", "output", "tracking", "provenance", "latency", "compression", "checkpoint")
@@ -20,7 +19,7 @@ _OF_THE_END = ("evaluation.final", "evaluation.baselines")
 
 def changed(own: dict[str, Any], filed: dict[str, Any]) -> list[str]:
     """The dotted keys of a spec whose value is not that of the file."""
-    told = {key: value for key, value in own.items() if not (key in _MAPS and value == {})}
+    told = {key: value for key, value in own.items() if not (key in MAPS and value == {})}
     return [key for key, value in told.items() if key not in filed or filed[key] != value]
 
 
@@ -31,7 +30,7 @@ def removed(own: dict[str, Any], filed: dict[str, Any]) -> list[str]:
 
 def _plugins(settings: dict[str, Any]) -> set[str]:
     parts = (key.split(".") for key in settings)
-    return {".".join(part[:2]) for part in parts if part[0] in _MAPS and len(part) > 1}
+    return {".".join(part[:2]) for part in parts if part[0] in MAPS and len(part) > 1}
 
 
 def given(chosen: Spec) -> list[str]:

@@ -67,13 +67,22 @@ def list_specs() -> None:
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(help="an experiment", autocompletion=_experiments)],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
+    words: Annotated[list[str] | None, typer.Argument(help="key=value; a key or section alone is explained")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
-    """Every setting of an experiment as it would run, and which differ from base.yaml."""
+    """Every setting of an experiment as it would run, and which differ from base.yaml; or what some of them mean."""
     from harness import spec
 
-    chosen = spec.load(name, overrides or [])
+    asked = [word for word in words or [] if "=" not in word and not word.startswith("~")]
+    chosen = spec.load(name, [word for word in words or [] if word not in asked])
+    if asked:
+        found = {key: (value, said) for one in asked for key, value, said in spec.described(chosen, one)}
+        if as_json:
+            told = {key: {"value": value, "meaning": said} for key, (value, said) in found.items()}
+            print(json.dumps(told, indent=2, ensure_ascii=False))
+        for key, (value, said) in found.items() if not as_json else ():
+            _print_setting(key, _text(value), said)
+        return
     if as_json:
         print(json.dumps(chosen.resolved(), indent=2, ensure_ascii=False))
         return
@@ -82,10 +91,22 @@ def show(
     settings = {key: value for key, value in chosen.flat().items() if key != "name"}
     for key, value in settings.items():
         differs = key not in defaults or defaults[key] != value
-        is_plain = isinstance(value, str) and re.fullmatch(r"[\w./:@+ -]*", value)
-        text = value if is_plain else json.dumps(value, ensure_ascii=False)
-        typer.secho(f"{'*' if differs else ' '} {key} = {text}", fg="cyan" if differs else None)
-    print("\n* differs from base.yaml. Any setting can be given as 'key=value'.")
+        typer.secho(f"{'*' if differs else ' '} {key} = {_text(value)}", fg="cyan" if differs else None)
+    print(
+        f"\n* differs from base.yaml. Any setting can be given as 'key=value'; harness show {name} <key> explains it."
+    )
+
+
+def _text(value: Any) -> str:
+    """A value as it can be given again."""
+    is_plain = isinstance(value, str) and re.fullmatch(r"[\w./:@+ -]*", value)
+    return value if is_plain else json.dumps(value, ensure_ascii=False)
+
+
+def _print_setting(key: str, text: str, meaning: str) -> None:
+    print(f"{key} = {text}")
+    width = min(shutil.get_terminal_size((120, 24)).columns, 120)
+    print(textwrap.fill(meaning, width, initial_indent="    ", subsequent_indent="    "))
 
 
 @app.command()
@@ -97,11 +118,10 @@ def methods(name: Annotated[str | None, typer.Argument(help="a method; default: 
         for known in registry.names("method"):
             print(f"{known:20}{registry.describe('method', known).story.partition(chr(10))[0]}")
         return
-    described, width = registry.describe("method", name), min(shutil.get_terminal_size((120, 24)).columns, 120)
+    described = registry.describe("method", name)
     print(described.story, end="\n\n")
     for field, default, meaning in described.fields:
-        print(f"methods.{name}.{field} = {default}")
-        print(textwrap.fill(meaning, width, initial_indent="    ", subsequent_indent="    "))
+        _print_setting(f"methods.{name}.{field}", default, meaning)
 
 
 app.command()(keygen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import difflib
 import gc
 import json
 import os
@@ -95,7 +96,7 @@ def _main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     for flag in flags:
         if flag not in FLAGS:
-            raise SpecError(f"no option {flag}", fix=did_you_mean(flag, FLAGS))
+            raise SpecError(f"no option {flag}", fix=_instead_of(flag, arguments))
     if {"--plan", "--quiet"} <= set(flags):
         raise SpecError("does not go with --plan", where="--quiet", fix="leave it out; --plan --json is for programs")
     if any(word.startswith("sweep=") for word in words):
@@ -108,8 +109,12 @@ def _main(arguments: list[str]) -> int:
         return 0
     chosen = [word.removeprefix("exp=") for word in words if word.startswith("exp=")]
     if len(chosen) != 1:
-        raise SpecError("name exactly one experiment", fix=f"exp=<name>; known: {', '.join(spec.names())}")
+        meant = next((word for word in words if word in spec.names() and not chosen), "<name>")
+        raise SpecError("name exactly one experiment", fix=f"exp={meant}; known: {', '.join(spec.names())}")
     overrides = [word for word in words if not word.startswith("exp=")]
+    if of_study := next((word for word in overrides if space.is_setting(word)), None):
+        fix = f"add sweep=<name>, or leave it out; known: {', '.join(space.names())}"
+        raise SpecError("this is a setting of a study", where=of_study, fix=fix)
     if "--smoke" in flags:
         overrides = [*SMOKE, *overrides]
     resolved = spec.load(chosen[0], overrides)
@@ -122,6 +127,19 @@ def _main(arguments: list[str]) -> int:
         return 0
     _run(resolved, flags)
     return 0
+
+
+def _instead_of(flag: str, arguments: list[str]) -> str:
+    """What to write for an option that does not exist: settings have no dashes."""
+    key, _, value = flag.lstrip("-").partition("=")
+    follows = arguments[arguments.index(flag) + 1 :][:1]
+    value = value or next((word for word in follows if "=" not in word and not word.startswith("-")), "<value>")
+    if (meant := spec.setting_called(key)) == "seeds":
+        value = f"[{value}]"
+    if meant or key in ("exp", "sweep", *space.KEYS) or "." in key:
+        return f"settings have no dashes: {meant or key}={value}"
+    near = difflib.get_close_matches(key, [name.removeprefix("--") for name in FLAGS], n=1)
+    return f"did you mean '--{near[0]}'?" if near else f"known: {', '.join(FLAGS)}"
 
 
 @contextlib.contextmanager

@@ -33,8 +33,11 @@ class Train(Settings):
     weight_decay: float = Field(ge=0)
     """Decoupled weight decay of matrices; biases and normalisation weights have none."""
     beta1: float = Field(ge=0, lt=1)
+    """AdamW: how slowly the mean of the gradient changes."""
     beta2: float = Field(ge=0, lt=1)
+    """AdamW: how slowly the mean of its square changes."""
     epsilon: float = Field(gt=0)
+    """AdamW: added to the root of the mean square."""
     max_grad_norm: float | None = Field(gt=0)
     """The exact gradient of the batch is clipped to this norm; null: not clipped."""
     micro_batch_tokens: int = Field(ge=1)

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import ast
 import importlib
+import itertools
 import json
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
 
 from harness.errors import SpecError, did_you_mean
 from harness.settings import Settings
 
 FOLDERS = {"task": "tasks", "method": "methods", "metric": "metrics"}
+MAPS = ("task", "methods", "metrics")
+"""Sections of a spec that map plug-ins to their settings."""
 _ROOT = Path(__file__).parent
 _LIGHT_MODULES = {"typing", "collections.abc", "pydantic", "harness.units"}
 
@@ -70,17 +74,52 @@ def describe(kind: str, name: str) -> Described:
     """Read a plug-in's documentation without importing it. Raises SpecError if no such plug-in exists."""
     check_name(kind, name)
     tree = ast.parse((_ROOT / FOLDERS[kind] / f"{name}.py").read_text(encoding="utf-8"))
-    body, known = _plugin_class(tree, kind).body, settings_class(kind, name).model_fields
-    fields = []
-    for node, after in zip(body, [*body[1:], ast.Pass()], strict=True):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id in known:
-            said = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-            field = known[node.target.id]
-            default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
-            choices = re.findall(r"'(\w+)'", ast.unparse(node.annotation))
-            allowed = f" ({' | '.join(choices)})" if choices else ""
-            fields.append((node.target.id, default, " ".join(str(said).split()) + allowed))
-    return Described(ast.get_docstring(tree) or "", fields)
+    return Described(ast.get_docstring(tree) or "", describe_fields(settings_class(kind, name)))
+
+
+def describe_fields(settings: type[Settings]) -> list[tuple[str, str, str]]:
+    """Name, default and meaning of every setting, as `Described` has them: what stands below it in the source."""
+    said = {name: text for one in reversed(settings.__mro__) for name, text in _said(one).items()}
+    described = []
+    for name, field in settings.model_fields.items():
+        default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
+        allowed = f"({told})" if (told := _allowed(field)) else ""
+        described.append((name, default, f"{said.get(name, '')} {allowed}".strip()))
+    return described
+
+
+def _said(of: type) -> dict[str, str]:
+    """The texts below the fields of a class of ours."""
+    if not of.__module__.startswith("harness."):
+        return {}
+    tree = ast.parse(_ROOT.joinpath(*of.__module__.split(".")[1:]).with_suffix(".py").read_text(encoding="utf-8"))
+    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == of.__name__)
+    return {
+        node.target.id: " ".join(after.value.value.split())
+        for node, after in itertools.pairwise(body)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+    }
+
+
+def _allowed(field: FieldInfo) -> str:
+    """What a value may be, where its type does not say it: words, bounds, null."""
+    bounds = [
+        f"{sign} {getattr(one, name)}"
+        for one in field.metadata
+        for name, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+        if hasattr(one, name)
+    ]
+    null = ["or null"] if type(None) in get_args(field.annotation) else []
+    return ", ".join([*([" | ".join(words)] if (words := _words(field.annotation)) else []), *bounds, *null])
+
+
+def _words(annotation: Any) -> list[str]:
+    if annotation is bool:
+        return ["true", "false"]
+    if get_origin(annotation) is Literal:
+        return [str(word) for word in get_args(annotation)]
+    return [word for part in get_args(annotation) for word in _words(part)]
 
 
 def produces(metric: str) -> tuple[str, ...]:

@@ -7,21 +7,23 @@ the result. All errors are reported at once, each with its place, and before any
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
-from harness import composing, registry, yaml_source
+from harness import composing, notes, registry, yaml_source
 from harness.data import Data
 from harness.errors import SpecError, did_you_mean
 from harness.latency import Latency
 from harness.optim import Train
+from harness.registry import MAPS
 from harness.settings import Settings
 from harness.storage import PROJECT
 from harness.tracking import Tracking
@@ -47,6 +49,7 @@ class EarlyStopping(Settings):
     metric: str
     """The validation metric that chooses: `validation/<name>`."""
     direction: Literal["maximize", "minimize"]
+    """Which scores of it are better: high or low ones."""
     patience: Duration | None
     """Stop after so long without a better score; null: train to the end. The best checkpoint is restored either way."""
 
@@ -55,6 +58,7 @@ class Evaluation(Settings):
     """When the validation split is scored, and what stands beside the test score."""
 
     every: Duration
+    """How often the validation split is scored: steps or epochs."""
     final: Literal["test", "weights", "scores"]
     """What a run leaves at its end. test: it is judged on the test split, measured and described. weights: the best
     weights and their validation scores; the test split stays unread. scores: the same without the weights."""
@@ -128,6 +132,7 @@ class Spec(Settings):
     tracking: Tracking
     provenance: Provenance
     precision: Literal["auto", "no", "bf16", "fp16"]
+    """Of the forward and backward pass; auto: bf16 where the GPU has it, else no, which is float32."""
     seeds: list[int] = Field(min_length=1)
     """One run per seed; several make replicates under one parent run."""
     output: str = Field(min_length=1)
@@ -197,7 +202,9 @@ def load(name: str, overrides: list[str] | None = None) -> Spec:
         SpecError: everything that is wrong with it, at once.
     """
     if name not in names():
-        raise SpecError(f"no experiment is called '{name}'", where=f"exp={name}", fix=did_you_mean(name, names()))
+        stem = Path(name).stem
+        fix = f"write exp={stem}" if stem in names() else did_you_mean(name, names())
+        raise SpecError(f"no experiment is called '{name}'", where=f"exp={name}", fix=fix)
     return _build(name, overrides or [])
 
 
@@ -233,7 +240,7 @@ def reload(path: Path, changes: dict[str, str]) -> Spec:
     for section, values in yaml_source.load(EXPERIMENTS / "base.yaml").items():
         if section not in composed:
             composed[section] = values
-        elif isinstance(values, dict) and section not in ("task", "methods", "metrics"):
+        elif isinstance(values, dict) and section not in MAPS:
             composed[section] = {**values, **composed[section]}
     name = str(composed.pop("name", ""))
     for key, value in changes.items():
@@ -249,10 +256,19 @@ def defaults() -> dict[str, Any]:
 
 
 def _build(name: str, overrides: list[str]) -> Spec:
-    files = [yaml_source.read(EXPERIMENTS / file) for file in ("base.yaml", f"{name}.yaml")]
-    return _judge(
-        composing.compose(EXPERIMENTS, name, overrides), name, story(name), yaml_source.Places(files, overrides)
-    )
+    """Compose and judge `experiments/<name>.yaml`; a map in `MAPS` that is given replaces the one there."""
+    base, own = (yaml_source.read(EXPERIMENTS / file) for file in ("base.yaml", f"{name}.yaml"))
+    if name != "base" and own.defaults[-1:] != ("_self_",):
+        fix = "write it above the settings: what follows differs from base.yaml"
+        raise SpecError("there is no `defaults: [base, _self_]`", where=own.path.name, fix=fix)
+    replaced = [f"~{key}" for key in base.plugins("task") if own.plugins("task") and key not in own.lines]
+    composed = composing.compose(EXPERIMENTS, name, [*replaced, *overrides], maps=MAPS)
+    made = _judge(composed, name, story(name), yaml_source.Places([base, own], overrides))
+    gone = [key for key in own.plugins("methods") if key.partition(".")[2] not in made.methods]
+    if gone and len(gone) == len(own.plugins("methods")):
+        left = f"its name and other settings are left, such as train.learning_rate={made.train.learning_rate:g}"
+        notes.note(f"exp={name} is without {' and '.join(gone)}: {left}")
+    return made
 
 
 def _judge(composed: dict[str, Any], name: str, told: str, places: yaml_source.Places) -> Spec:
@@ -263,7 +279,8 @@ def _judge(composed: dict[str, Any], name: str, told: str, places: yaml_source.P
     except ValidationError as error:
         problems += error.errors()
     if problems:
-        raise SpecError("\n".join(dict.fromkeys(explain(problem, places, _siblings) for problem in problems)))
+        lines = (explain(problem, places, _siblings, _is_nullable) for problem in _alternatives(problems))
+        raise SpecError("\n".join(dict.fromkeys(lines)))
     return spec
 
 
@@ -271,7 +288,7 @@ def _validate_plugins(composed: dict[str, Any]) -> tuple[dict[str, Any], list[An
     """Settings objects in the place of the maps `task`, `methods` and `metrics`, and what is wrong with them."""
     sections: dict[str, Any] = {}
     problems: list[Any] = []
-    for section in ("task", "methods", "metrics"):
+    for section in MAPS:
         given, kind = composed.get(section), section.removesuffix("s")
         if not isinstance(given, dict):
             continue
@@ -281,21 +298,28 @@ def _validate_plugins(composed: dict[str, Any]) -> tuple[dict[str, Any], list[An
                 hint = f"no {kind} is called so; {did_you_mean(name, registry.names(kind))}"
                 problems.append({"type": "unknown_plugin", "loc": (section, name), "msg": hint, "input": {}})
                 continue
+            if settings is None:
+                hint = f"null is no map of settings; `{{}}` are its defaults, ~{section}.{name} takes it out"
+                problems.append({"type": "null_plugin", "loc": (section, name), "msg": hint, "input": {}})
+                continue
             try:
-                sections[section][name] = registry.settings_class(kind, name).model_validate(
-                    {} if settings is None else settings
-                )
+                sections[section][name] = registry.settings_class(kind, name).model_validate(settings)
             except ValidationError as error:
                 problems += [{**problem, "loc": (section, name, *problem["loc"])} for problem in error.errors()]
     return sections, problems
 
 
-def explain(problem: Any, places: yaml_source.Places, siblings_of: Callable[[list[str]], list[str]]) -> str:
+def explain(
+    problem: Any,
+    places: yaml_source.Places,
+    siblings_of: Callable[[list[str]], list[str]],
+    is_nullable: Callable[[list[str]], bool],
+) -> str:
     """One line for one pydantic error: where, what, what instead.
 
-    `siblings_of` a path: the keys that may stand there.
+    `siblings_of` a path: the keys that may stand there. `is_nullable`: whether null may.
     """
-    path = [str(part) for part in problem["loc"] if not str(part).startswith(("list[", "literal[", "constrained-"))]
+    path = _path(problem)
     message, value = problem["msg"].removeprefix("Value error, "), problem["input"]
     if not path:  # a rule over several settings names its key in its message
         key, message = message.split(": ", 1)
@@ -304,32 +328,126 @@ def explain(problem: Any, places: yaml_source.Places, siblings_of: Callable[[lis
         message = unknown_key(path[-1], siblings_of(path))
     elif problem["type"] == "missing":
         message = "missing"
+    elif problem["type"] in ("model_type", "dict_type"):
+        known = siblings_of([*path, ""])
+        inside = f"a section of settings: {', '.join(known)}" if known else "a map, such as {}"
+        message = f"found {value!r}, but this is {inside}"
     elif not isinstance(value, dict | Settings):
-        message = f"{message}, found {value!r}" + ("; nothing is written `null`" if value == "None" else "")
+        message = f"{message}, found {value!r}{_as_meant(value, message, is_nullable(path))}"
     return f"{places.named(path)}: {message}"
 
 
+def _as_meant(value: Any, message: str, is_nullable: bool) -> str:
+    """What a value may have been meant as, and how that is written."""
+    if value == "None" and is_nullable:
+        return "; nothing is written `null`"
+    return f"; a list is written [{value}]" if "valid list" in message and isinstance(value, str | int | float) else ""
+
+
+def _path(problem: Any) -> list[str]:
+    """The keys that lead to what a pydantic error is about; without the names of the types it was tried as."""
+    return [str(part) for part in problem["loc"] if not str(part).startswith(("list[", "literal[", "constrained-"))]
+
+
+def _alternatives(problems: list[Any]) -> Iterator[Any]:
+    """The problems; what one value should be, and is none of, in one."""
+    for _, same in itertools.groupby(problems, lambda one: (_path(one), repr(one["input"]))):
+        first, *others = same
+        if all(one["msg"].startswith("Input should be ") for one in (first, *others)):
+            also = (f" or {one['msg'].removeprefix('Input should be ')}" for one in others)
+            yield {**first, "msg": "".join([first["msg"], *also])}
+        else:
+            yield from (first, *others)
+
+
+_SHORT = {"lr": "learning_rate", "bs": "batch_size", "seed": "seeds", "wd": "weight_decay", "warmup": "warmup_steps"}
+"""What other tools call some settings."""
+
+
 def unknown_key(key: str, known: list[str]) -> str:
-    """What is said of a key that does not exist: the nearest of those that do, or all of them."""
+    """What is said of a key that does not exist: where one of its name stands, the nearest, or all of them."""
+    if key not in known and (elsewhere := setting_called(key)):
+        return f"unknown key; did you mean `{elsewhere}`?"
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     return f"unknown key; did you mean `{near[0]}`?" if near else f"unknown key; known: {', '.join(known)}"
 
 
-def _siblings(path: list[str]) -> list[str]:
-    """The keys that may stand where an unknown one stands."""
-    if (
-        len(path) > 2
-        and path[0] in ("task", "methods", "metrics")
-        and path[1] in registry.names(path[0].removesuffix("s"))
-    ):
-        return sorted(registry.settings_class(path[0].removesuffix("s"), path[1]).model_fields)
+def setting_called(name: str) -> str | None:
+    """The dotted key of the one setting with this name, or with the name that it is short for; sections go first."""
+    found = [key for key in _settings() if key.rpartition(".")[2] == _SHORT.get(name, name)]
+    found = [key for key in found if key.partition(".")[0] not in MAPS] or found
+    return found[0] if len(found) == 1 else None
+
+
+def _settings() -> Iterator[str]:
+    """Every setting that a spec can have, by its dotted key."""
+    for section in _siblings([""]):
+        plugins = registry.names(section.removesuffix("s")) if section in MAPS else []
+        for path in [[section, name] for name in plugins] or [[section]]:
+            here = settings_at(path)
+            yield from [".".join([*path, name]) for name in (here.model_fields if here else ())] or [".".join(path)]
+
+
+def described(chosen: Spec, asked: str) -> list[tuple[str, Any, str]]:
+    """Key, value and meaning of a setting of this spec, or of all settings of a section.
+
+    Raises:
+        SpecError: it has no such key.
+    """
+    values = chosen.resolved()
+    known = {key: value for key in _settings() if (value := _value(values, key)) is not _ABSENT}
+    for key in (asked, setting_called(asked) or asked):
+        if found := [one for one in known if f"{one}.".startswith(f"{key}.") or key.startswith(f"{one}.")]:
+            return [(one, known[one], _meaning(one)) for one in found]
+    plugin = asked.split(".")[:2]
+    near = difflib.get_close_matches(asked, [*known, *(key.rpartition(".")[0] for key in known)], n=1)
+    fix = f"did you mean '{near[0]}'?" if near else f"harness show {chosen.name} lists them all"
+    if settings_at(plugin):
+        fix = f"it has no {'.'.join(plugin)}: look at it with '{'.'.join(plugin)}={{}}'"
+    raise SpecError(f"{chosen.name} has no setting '{asked}'", fix=fix)
+
+
+_ABSENT = object()
+
+
+def _value(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree.get(part, _ABSENT) if isinstance(tree, dict) else _ABSENT
+    return tree
+
+
+def _meaning(key: str) -> str:
+    """What the source says below a setting; of a plug-in without settings, its first line."""
+    *path, last = key.split(".")
+    if here := settings_at(path):
+        return next(meaning for name, _, meaning in registry.describe_fields(here) if name == last)
+    return registry.describe(path[0].removesuffix("s"), last).story.partition("\n")[0]
+
+
+def settings_at(path: list[str]) -> type[Settings] | None:
+    """The class of a section or a plug-in; None: there is none."""
+    if len(path) == 2 and path[0] in MAPS:
+        kind = path[0].removesuffix("s")
+        return registry.settings_class(kind, path[1]) if path[1] in registry.names(kind) else None
     here: type[Settings] = Spec
-    for part in path[:-1]:
+    for part in path:
         annotation = here.model_fields[part].annotation if part in here.model_fields else None
         if not (isinstance(annotation, type) and issubclass(annotation, Settings)):
-            return []
+            return None
         here = annotation
-    return sorted(set(here.model_fields) - {"name", "story"} if here is Spec else here.model_fields)
+    return here
+
+
+def _siblings(path: list[str]) -> list[str]:
+    """The keys that may stand where an unknown one stands."""
+    here = settings_at(path[:-1])
+    return sorted(here.model_fields.keys() - ({"name", "story"} if here is Spec else set())) if here else []
+
+
+def _is_nullable(path: list[str]) -> bool:
+    here = settings_at(path[:-1])
+    field = here.model_fields.get(path[-1]) if here else None
+    return field is not None and type(None) in get_args(field.annotation)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -24,6 +24,12 @@ class Source:
 
     path: Path
     lines: dict[str, int]
+    defaults: tuple[str, ...] = ()
+    """The files it builds on, as its list `defaults` names them."""
+
+    def plugins(self, section: str) -> list[str]:
+        """The plug-ins that a section names, such as `methods.lora`."""
+        return [key for key in self.lines if key.startswith(f"{section}.") and key.count(".") == 1]
 
 
 def read(path: Path) -> Source:
@@ -49,7 +55,7 @@ def read(path: Path) -> Source:
     lines: dict[str, int] = {}
     if root is not None:
         _walk(root, "", path, lines)
-    return Source(path, lines)
+    return Source(path, lines, _defaults(root))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -81,6 +87,12 @@ def _walk(node: yaml.Node, prefix: str, path: Path, lines: dict[str, int]) -> No
             _walk(item, f"{prefix}{number}.", path, lines)
     elif isinstance(node, yaml.ScalarNode) and node.style is None:
         _check_scalar(node, path)
+
+
+def _defaults(root: yaml.Node | None) -> tuple[str, ...]:
+    entries = root.value if isinstance(root, yaml.MappingNode) else []
+    listed = [value.value for key, value in entries if key.value == "defaults" and isinstance(value.value, list)]
+    return tuple(str(item.value) for found in listed for item in found)
 
 
 def _check_scalar(node: yaml.ScalarNode, path: Path) -> None:

@@ -110,6 +110,40 @@ def test_show_for_programs(harness: Command) -> None:
     assert json.loads(harness.out) == spec.load("lora", ["train.epochs=7"]).resolved()
 
 
+@pytest.mark.parametrize("name", ["lora", "full_finetune"])
+def test_every_setting_is_explained(harness: Command, name: str) -> None:
+    settings = spec.load(name).flat().keys() - {"name", "methods"}
+    assert harness("show", name, *sorted({key.split(".")[0] for key in settings})) == 0
+    explained = set(re.findall(r"(?m)^([a-z]\S*) = .+\n    [^\s(].{10,}", harness.out))
+    assert explained == settings
+
+
+def test_show_explains_settings_as_they_would_be(harness: Command) -> None:
+    assert harness("show", "lora", "train.nonfinite", "train.max_steps", "~methods.lora", "train.nonfinite=skip") == 0
+    first, *rest = harness.out.splitlines()
+    assert first == "train.nonfinite = skip"
+    assert " ".join(" ".join(rest).split()).endswith(
+        "a fault of the machine only. (stop | skip | rollback) "
+        "train.max_steps = null Optimizer steps, at most; null: no further limit. (>= 1, or null)"
+    )
+    assert harness("show", "lora", "rank", "--json") == 0
+    assert json.loads(harness.out) == {"methods.lora.rank": {"value": 8, "meaning": "Rank R of the update. (>= 1)"}}
+
+
+@pytest.mark.parametrize(
+    ("word", "fix"),
+    [
+        ("train.nonfinit", "did you mean 'train.nonfinite'?"),
+        ("trian", "did you mean 'train'?"),
+        ("zzz", "harness show lora lists them all"),
+        ("methods.awp.rule", "it has no methods.awp: look at it with 'methods.awp={}'"),
+    ],
+)
+def test_show_explains_only_what_there_is(harness: Command, word: str, fix: str) -> None:
+    assert harness("show", "lora", word) == 2
+    assert harness.err == f"error: lora has no setting '{word}'\n  fix: {fix}\n"
+
+
 def test_an_unknown_experiment_or_setting_is_told_with_the_nearest_name(harness: Command) -> None:
     assert harness("show", "loar") == 2
     assert harness.err == "error: exp=loar: no experiment is called 'loar'\n  fix: did you mean 'lora'?\n"

@@ -9,7 +9,7 @@ import pytest
 import transformers
 from accelerate import DistributedType
 
-from harness import notes, processes
+from harness import assembly, notes, processes, spec
 from harness.sweeps import crew, space
 from harness.tasks import sequence_classification
 
@@ -64,3 +64,32 @@ def test_a_slow_tokenizer(is_fast: bool, told: set[str], tmp_path: Path, monkeyp
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: of)
     assert sequence_classification._load_tokenizer(str(tmp_path), None) is of
     assert len(told) == (not is_fast)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"), [(90, "train.max_steps=90 is never reached: train.epochs=5 ends at step 35"), (35, "")]
+)
+def test_a_limit_of_steps_beyond_the_last_epoch(
+    steps: int, said: str, told: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = SimpleNamespace(task=SimpleNamespace(num_batches=lambda size: 7))
+    monkeypatch.setattr(assembly, "_read", lambda spec: read)
+    assembly.load(spec.load("lora", [f"train.max_steps={steps}"]))
+    assert told == ({said} if said else set())
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "gone"),
+    [
+        ("lora", ["~methods.lora"], "methods.lora"),
+        ("lora_adapter", ["methods={awp: {}}"], "methods.lora and methods.bottleneck_adapter"),
+        ("lora_adapter", ["~methods.lora"], None),
+        ("lora", ["methods.lora={}"], None),
+        ("full_finetune", ["methods={}"], None),
+    ],
+)
+def test_an_experiment_without_the_methods_of_its_file(
+    name: str, overrides: list[str], gone: str | None, told: set[str]
+) -> None:
+    spec.load(name, overrides)
+    assert [text.split(": ")[0] for text in told] == ([f"exp={name} is without {gone}"] if gone else [])

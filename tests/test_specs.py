@@ -50,6 +50,51 @@ def test_the_order_of_methods_is_that_of_the_spec() -> None:
     assert list(spec.load("lora_adapter").methods) == ["lora", "bottleneck_adapter"]
 
 
+def test_a_map_of_plugins_replaces_the_one_that_is_there() -> None:
+    assert spec.load("lora", ["methods={}"]).methods == {}
+    assert list(spec.load("lora", ["methods={awp: {}}"]).methods) == ["awp"]
+    assert list(spec.load("lora", ["methods={mixout: {}}", "methods.awp.every=2"]).methods) == ["mixout", "awp"]
+    assert list(spec.load("lora", ["metrics={f1: {}}"]).metrics) == ["f1"]
+    again = spec.load("ia3", ["methods.peft={type: LN_TUNING, config: {target_modules: [LayerNorm]}}"])
+    assert again.flat()["methods.peft.config.target_modules"] == ["LayerNorm"]
+    assert not [key for key in again.flat() if "feedforward" in key]
+    assert list(spec.load("lora_adapter", ["methods.lora={rank: 2}"]).methods) == ["lora", "bottleneck_adapter"]
+    assert list(spec.load("lora_adapter", ["~methods.lora", "methods.lora={}"]).methods)[-1] == "lora"
+
+
+def test_a_map_of_settings_changes_those_it_names() -> None:
+    assert spec.load("lora", ["train={epochs: 3}"]) == spec.load("lora", ["train.epochs=3"])
+
+
+@pytest.fixture
+def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the shipped ones."""
+    files = Path(shutil.copytree(spec.EXPERIMENTS, tmp_path / "experiments"))
+    monkeypatch.setattr(spec, "EXPERIMENTS", files)
+    return files
+
+
+def test_the_task_of_a_file_takes_the_place_of_the_one_in_base(experiments: Path) -> None:
+    base = (experiments / "base.yaml").read_text()
+    (experiments / "base.yaml").write_text(base.replace("sequence_classification: {max_length: 128}", "other: {}"))
+    own = "task: {sequence_classification: {max_length: 64}}\nmetrics: {calibration: {bins: 9}}\n"
+    (experiments / "mine.yaml").write_text(f"defaults: [base, _self_]\n{own}")
+    mine = spec.load("mine")
+    assert list(mine.task) == ["sequence_classification"]
+    assert mine.flat()["metrics.calibration.bins"] == 9 and "f1" in mine.metrics
+    (experiments / "mine.yaml").write_text("defaults: [base, _self_]\nmetrics: {f1: null}\n")
+    with pytest.raises(SpecError, match=r"(?m)^mine\.yaml:2: metrics\.f1: null is no map of settings; "):
+        spec.load("mine")
+
+
+@pytest.mark.parametrize("head", ["", "defaults: [base]\n", "defaults: [_self_, base]\n"])
+def test_a_file_that_does_not_build_on_base_is_told_once(experiments: Path, head: str) -> None:
+    (experiments / "bad.yaml").write_text(f"# Bad.\n{head}train: {{epochs: 2}}\n")
+    with pytest.raises(SpecError) as error:
+        spec.load("bad")
+    assert str(error.value).splitlines()[0] == "bad.yaml: there is no `defaults: [base, _self_]`"
+
+
 MISTAKES = [
     (["train.learing_rate=1"], r"^train\.learing_rate=1: unknown key; .*`learning_rate`"),
     (["methods.lora.rnk=3"], r"^methods\.lora\.rnk=.*: unknown key; did you mean `rank`"),
@@ -76,8 +121,29 @@ MISTAKES = [
     (["compression.prune=[-0.1]"], r"compression\.prune\.0: Input should be greater than 0, found -0\.1"),
     (["compression.int8=1"], r"^compression\.int8=.*: Input should be a valid boolean, found 1"),
     (["~train.epochs"], r"train\.epochs: missing"),
-    (["model=3"], r"^model=.*: Input should be a valid dictionary"),
-    (["methods.lora=false"], r"^methods\.lora=.*: Input should be a valid dictionary"),
+    (["train.nonfinite=None"], r"^train\.nonfinite=None: Input should be 'stop', .*, found 'None'$"),
+    (["early_stopping=None"], r"^early_stopping=None: found 'None', but this is a section of settings: direction, "),
+    (["model=3"], r"^model=3: found 3, but this is a section of settings: name, revision$"),
+    (["methods=lora"], r"^methods=lora: found 'lora', but this is a map, such as \{\}$"),
+    (["methods.lora=false"], r"^methods\.lora=false: found False, but this is a section of settings: alpha, "),
+    (["methods.lora=null"], r"^methods\.lora=null: null is no map .* ~methods\.lora takes it out$"),
+    (["methods=null"], r"^methods=null: found None, but this is a map, such as \{\}$"),
+    (["metrics={}"], r"^metrics=\{\}: Dictionary should have at least 1 item"),
+    (["metrics.f1=null"], r"^metrics\.f1=null: null is no map .* ~metrics\.f1 takes it out$"),
+    (["seeds=42"], r"^seeds=42: Input should be a valid list, found 42; a list is written \[42\]$"),
+    (["methods.lora.target_modules=query"],
+     r"^methods\.lora\.target_modules=query: .*'all' or 'head' or a valid list, found 'query'; .* \[query\]$"),
+    (["train.lr=1e-3"], r"^train\.lr=1e-3: unknown key; did you mean `train\.learning_rate`\?$"),
+    (["batch_size=16"], r"^batch_size=16: unknown key; did you mean `train\.batch_size`\?$"),
+    (["weight_decay=0"], r"^weight_decay=0: unknown key; did you mean `train\.weight_decay`\?$"),
+    (["rank=4"], r"^rank=4: unknown key; did you mean `methods\.lora\.rank`\?$"),
+    (["every=4"], r"^every=4: unknown key; known: checkpoint, "),
+    (["~methods.awp"], r"^~methods\.awp: lora_adapter has no methods\.awp\n  fix: known: bottleneck_adapter, lora$"),
+    (["~train.epochs.x"], r"^~train\.epochs\.x: lora_adapter has no train\.epochs\.x"),
+    (["~methods.lora=8"], r"is not an override\n  fix: write key=value, or ~key to remove a key$"),
+    (["~model.revision"], r"^~model\.revision: model\.revision: missing$"),
+    (["seeds=0,1,2"], r"^seeds=0,1,2: one value is expected\n  fix: a list is written seeds=\[0,1,2\]; .*sweep="),
+    (["methods.mixout={p=0.5}"], r"(?s)^methods\.mixout=\{p=0\.5\}: .*fix: .* 'methods\.mixout=\{p: 0\.5\}'$"),
     (["methods.lora.target_modules=[]"], r"methods\.lora\.target_modules=.*: List should have at least 1 item"),
     (["foo"], r"'foo' is not an override"),
     (["data.name=${oc.env:HOME}"], r"cannot refer to the environment"),
@@ -157,6 +223,14 @@ ANSWERS = [
     (["--help"], "Run an experiment"),
     (["exp=lora_adaptr"], "did you mean 'lora_adapter'"),
     (["exp=lora", "methods.lora.rnk=3"], "did you mean `rank`"),
+    (["exp=experiments/lora.yaml"], "fix: write exp=lora\n"),
+    (["lora", "train.epochs=3"], "name exactly one experiment\n  fix: exp=lora; known: awp, "),
+    (["exp=lora", "trials=4"], "trials=4: this is a setting of a study\n  fix: add sweep=<name>"),
+    (["--exp", "lora"], "no option --exp\n  fix: settings have no dashes: exp=lora\n"),
+    (["exp=lora", "--seed", "3"], "no option --seed\n  fix: settings have no dashes: seeds=[3]\n"),
+    (["exp=lora", "--lr=1e-3"], "fix: settings have no dashes: train.learning_rate=1e-3\n"),
+    (["exp=lora", "--quite"], "fix: did you mean '--quiet'?\n"),
+    (["--version"], "no option --version\n  fix: known: --plan, "),
     (["sweep=lora_rnk", "exp=lora"], "did you mean 'lora_rank'"),
     (["sweep=lora_rank"], "sweep=lora_rank: which experiment?"),
     (["sweep=lora_rank", "exp=lora", "sampler=tpee", "trials=0"], "2 errors:"),

@@ -86,7 +86,7 @@ class AWP(Method):
     """Adversarial weight perturbation of the trainable weights of a role."""
 
     rule: Literal["relative", "box", "sam"] = "relative"
-    """How the perturbation follows from the gradient; the formulas stand at the top of this file."""
+    """How the perturbation follows from the gradient; `harness methods awp` has the formulas."""
     gamma: float = Field(default=0.01, ge=0)
     """relative: |v| / |w| of each tensor; 0 is off."""
     adv_lr: float = Field(default=1.0, ge=0)

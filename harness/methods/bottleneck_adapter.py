@@ -192,7 +192,7 @@ class BottleneckAdapter(Method):
     after: list[Literal["attention", "feed_forward"]] = Field(default=["feed_forward"], min_length=1, max_length=2)
     """The sub-layers that get one."""
     layout: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
-    """What the bottleneck reads and where its output is added; the formulas stand at the top of this file."""
+    """What it reads and where its output is added; `harness methods bottleneck_adapter` has the formulas."""
     scaling: float = Field(default=1.0, gt=0)
     """Factor on delta; the scaled parallel adapter has 4."""
     non_linearity: Literal["gelu", "relu", "silu", "tanh"] = "gelu"

@@ -101,11 +101,14 @@ def _check_overrides(plan: Plan) -> Iterator[str]:
     sections: dict[Arm, str] = {"search": "space", "baseline": "baseline.space"}
     places = [(one.key, sections[arm]) for arm in plan.space.arms for one in plan.space.parameters(arm)]
     searched = {key for key, _ in places}
+    compared = {exp for arm in plan.space.arms for exp in plan.experiments(arm)}
     for override in plan.overrides:
         key = override.lstrip("~+").split("=", 1)[0]
         if near := [one for one in searched if one == key or one.startswith(f"{key}.") or key.startswith(f"{one}.")]:
             removal = " ".join(f"'~{section}.{of}'" for of, section in dict.fromkeys(places) if of == min(near))
             yield f"{override}: {min(near)} is searched: leave it out, or search it no more: {removal}"
+        elif key == "methods" and len(compared) > 1:
+            yield f"{override}: {' and '.join(sorted(compared))} would be the same: give methods.<name>"
         if key == "evaluation.final" or key.startswith("compression") or override == "evaluation.baselines=true":
             yield f"{override}: a trial has no use for it: leave it out"
         if (

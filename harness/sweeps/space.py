@@ -7,8 +7,8 @@ trial chooses becomes an override, as if it had been typed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, Self
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -242,7 +242,8 @@ def load(name: str, overrides: list[str] | None = None) -> SearchSpace:
         raise SpecError(f"no search space is called '{name}'", where=f"sweep={name}", fix=did_you_mean(name, names()))
     source = yaml_source.read(SPACES / f"{name}.yaml")
     removed = [one for one in overrides or [] if one.startswith(("~space.", "~baseline.space."))]
-    composed = composing.compose(SPACES, name, list(_instead(one for one in overrides or [] if one not in removed)))
+    kept = [one for one in overrides or [] if one not in removed]
+    composed = composing.compose(SPACES, name, kept, maps=("sampler", "pruner"))
     for one in removed:
         _remove(one, composed)
     places = yaml_source.Places([source], overrides or [])
@@ -251,7 +252,7 @@ def load(name: str, overrides: list[str] | None = None) -> SearchSpace:
         found = SearchSpace.model_validate({**composed, "name": name, "story": told})
     except ValidationError as error:
         problems = [one for problem in error.errors() for one in _single(problem, source)]
-        lines = [spec.explain(problem, places, _siblings) for problem in problems]
+        lines = [spec.explain(problem, places, _siblings, _is_nullable) for problem in problems]
         raise SpecError("\n".join(dict.fromkeys(lines))) from None
     found._places = places
     return found
@@ -264,13 +265,6 @@ def _remove(override: str, composed: dict[str, Any]) -> None:
     if key not in searched:
         raise SpecError(f"{key} is not searched", where=override, fix=did_you_mean(key, searched))
     del searched[key]
-
-
-def _instead(overrides: Iterable[str]) -> Iterator[str]:
-    """The overrides, with a sampler or pruner taking the place of the one in the file, not standing beside it."""
-    for one in overrides:
-        key = one.lstrip("+").partition("=")[0]
-        yield from [f"{key}=null", one] if key in ("sampler", "pruner") else [one]
 
 
 def _single(problem: Any, source: yaml_source.Source) -> Iterator[Any]:
@@ -296,3 +290,8 @@ def _siblings(path: list[str]) -> list[str]:
     if len(path) == 1 or path[0] not in (*inner, "space"):
         return sorted(KEYS)
     return sorted((Distribution if "space" in path[:2] else inner[path[0]]).model_fields)
+
+
+def _is_nullable(path: list[str]) -> bool:
+    field = SearchSpace.model_fields.get(path[0])
+    return len(path) == 1 and field is not None and type(None) in get_args(field.annotation)

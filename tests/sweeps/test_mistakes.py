@@ -176,6 +176,13 @@ def test_an_experiment_is_given_or_searched_but_not_both(make: Make) -> None:
         make("  exp: {choice: [lora, mixout]}\n", "lora")
 
 
+def test_methods_that_all_experiments_would_have_are_refused(make: Make) -> None:
+    text = "  train.epochs: {choice: [1]}\n"
+    assert list(make(text, overrides=("methods={awp: {}}",)).spec("search", {}).methods) == ["awp"]
+    with pytest.raises(SpecError, match=r"^methods=\{\}: full_finetune and lora would be the same: give methods\."):
+        make(f"{text}baseline: {{exp: full_finetune}}\n", overrides=("methods={}",))
+
+
 def test_the_command_line_says_how_many_mistakes_there_are(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     make("  train.epochs: {choice: [1, 2]}\n")
     assert main(["sweep=mine", "exp=lora", "train.epochs=3", "precision=fp8", "--plan"]) == 2
