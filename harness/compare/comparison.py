@@ -155,13 +155,14 @@ def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: st
         StorageError: the store cannot be read.
     """
     found, key = reading.find(asked, output, uri), f"test/{metric}"
-    made = []
+    made, is_named = [], False
     for split in dict.fromkeys(system.first.test for system in found.systems):
         here = [system for system in found.systems if system.first.test == split]
         here = _with_score(here, key, found.notes)
         if not here:
             continue
-        reference = _reference(here, against)
+        named = _named(here, against)
+        reference, is_named = named or _usual(here), is_named or named is not None
         sign = -1 if registry.is_less_better(metric) else 1
         here.sort(key=lambda one: -sign * statistics.fmean(one.values(key)))
         made.append(
@@ -174,7 +175,7 @@ def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: st
         scores = {name for system in found.systems for name in system.first.scores if name.startswith("test/")}
         known = [name.partition("/")[2] for name in scores]
         raise SpecError(f"no run has the score {key}", where="--metric", fix=did_you_mean(metric, known))
-    if against and all(against not in _names(one.reference) for one in made):
+    if against and not is_named:
         names = [system.name for system in found.systems]
         raise SpecError(f"{against} is not among what is compared", where="--against", fix=did_you_mean(against, names))
     if len(made) > 1:
@@ -193,16 +194,21 @@ def _with_score(systems: list[System], key: str, notes: list[str]) -> list[Syste
     return kept
 
 
-def _reference(systems: list[System], against: str) -> System:
-    """The named one, else full fine-tuning, else the first."""
-    named = {name: one for one in systems for name in _names(one)}
-    full = [one for one in systems if one.experiment == REFERENCE]
-    return named.get(against) or named.get(REFERENCE) or next(iter(full), systems[0])
+def _named(systems: list[System], name: str) -> System | None:
+    """The one that is called so, or of which a run is. Raises SpecError where several may be meant."""
+    runs = {entry.run: one for one in systems for entry in one.entries.values()}
+    called = {**{one.label: one for one in systems}, **{one.name: one for one in systems}, **runs}
+    found = [called[name]] if name in called else reading.standing_for(name, systems)
+    if len(found) > 1:
+        fix = "name one of " + ", ".join(f'"{one.name}"' for one in found)
+        raise SpecError(f"{name} is several of what is compared", where="--against", fix=fix)
+    return found[0] if found else None
 
 
-def _names(system: System) -> list[str]:
-    """What a system may be called: as one, or by any of its runs."""
-    return [*(entry.run for entry in system.entries.values()), system.own_label, system.label, system.name]
+def _usual(systems: list[System]) -> System:
+    """Full fine-tuning as its file has it, else any variant of it, else the first."""
+    full = reading.standing_for(REFERENCE, systems)
+    return [*full, *systems][0]
 
 
 def _measured(system: System) -> list[re.Match[str]]:

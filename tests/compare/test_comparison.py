@@ -102,6 +102,19 @@ def test_the_reference_is_full_fine_tuning_unless_another_one_is_named(tmp_path:
     assert notes[0].startswith("left out, without the score test/nll: ")
 
 
+def test_a_reference_that_was_run_with_several_settings(tmp_path: Path) -> None:
+    finished(tmp_path, "awp", 0, 0.9)
+    finished(tmp_path, "lora", 0, 0.7, train__epochs=2)
+    assert one(tmp_path, against="lora").reference.label == "lora train.epochs=2", "the only one"
+    finished(tmp_path, "lora", 0, 0.7, train__epochs=3)
+    with pytest.raises(SpecError, match=r'lora is several .*\n.*name one of "lora epochs=2", "lora epochs=3"'):
+        one(tmp_path, against="lora")
+    for named in ("lora epochs=3", "lora train.epochs=3"):
+        assert one(tmp_path, against=named).reference.label == "lora train.epochs=3"
+    finished(tmp_path, "lora", 0, 0.7)
+    assert one(tmp_path, against="lora").reference.label == "lora", "that of the experiment's file"
+
+
 def test_less_of_a_loss_is_better(tmp_path: Path) -> None:
     for seed, (full, lora) in enumerate([(0.50, 0.40), (0.52, 0.41), (0.51, 0.42), (0.49, 0.39), (0.50, 0.41)]):
         finished(tmp_path, "full_finetune", seed, 0.5, scores={"test/nll": full})
