@@ -84,7 +84,8 @@ class Comparison:
         rows = []
         for pair in self.pairs:
             several = len(pair.seeds) > 1
-            p = [f"{value:.3f}" if several else "" for value in (pair.holm, pair.sign_flip, pair.wilcoxon)]
+            tests = (pair.holm, pair.sign_flip, pair.wilcoxon)
+            p = [f"{value:.3f}" if several and not math.isnan(value) else "" for value in tests]
             items = " ".join(f"{value:.3f}" for value in pair.mcnemar)
             beyond = [_interval(pair.low, pair.high), _interval(*pair.nested)]
             name = f"{pair.system} - {pair.reference}"

@@ -53,7 +53,7 @@ class System:
         return [self.entries[seed].scores[metric] for seed in (self.entries if seeds is None else seeds)]
 
 
-Variant = TypeVar("Variant", Run, System)
+Variant = TypeVar("Variant", bound=Run | System)
 
 
 @dataclass
@@ -176,8 +176,8 @@ def standing_for(name: str, among: Sequence[Variant]) -> list[Variant]:
     """
     experiment, *typed = re.split(r" +(?=~|[\w.]+=)", name.strip())
     same = [one for one in among if one.experiment == experiment]
-    having = [one for one in same if all(_has(one.words, word) for word in typed)]
     whole = [one for one in same if " ".join([experiment, *one.words]) == name]
+    having = [one for one in same if all(_has(one.words, word) for word in typed)]
     return whole or [one for one in having if len(one.words) == len(typed)] or having
 
 
