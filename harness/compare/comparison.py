@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Table:
     title: str
     columns: list[str]
     rows: list[list[str]]
+    spare: list[str] = field(default_factory=list)
+    """Columns that a narrow terminal does without, the first to go first."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Comparison:
             row = [system.name, str(found.n), spread(system.values(self.metric)), low_high, " ".join(values)]
             rows.append([*row, *(spread(system.values(key)) for key in shown)])
         names = [self.metric.partition("/")[2], "95 %", "each seed", *(key.partition("/")[2] for key in shown)]
-        return Table(f"Scores on {self.systems[0].first.test_rows} test rows", ["", "n", *names], rows)
+        spare = [*reversed(names[3:]), "each seed"]
+        return Table(f"Scores on {self.systems[0].first.test_rows} test rows", ["", "n", *names], rows, spare)
 
     def _differences(self) -> Table:
         rows = []
@@ -88,13 +91,13 @@ class Comparison:
             p = [f"{value:.3f}" if several and not math.isnan(value) else "" for value in tests]
             items = " ".join(f"{value:.3f}" for value in pair.mcnemar)
             beyond = [_interval(pair.low, pair.high), _interval(*pair.nested)]
-            name = f"{pair.system} - {pair.reference}"
-            rows.append([name, str(len(pair.seeds)), f"{pair.mean:+.3f}", *beyond, *p, items, pair.verdict])
+            rows.append([pair.system, str(len(pair.seeds)), f"{pair.mean:+.3f}", *beyond, *p, items, pair.verdict])
         columns = ["n", "difference", "95 % seeds", "95 % seeds and items", "p (Holm)", "sign flips", "Wilcoxon"]
         return Table(
-            f"Differences in {self.metric.partition('/')[2]}, paired by seed",
+            f"Differences in {self.metric.partition('/')[2]} from {self.reference.name}, paired by seed",
             ["", *columns, "McNemar by seed", "verdict"],
             rows,
+            ["McNemar by seed", "Wilcoxon", "sign flips", "95 % seeds"],
         )
 
     def _costs(self) -> Table:
@@ -107,10 +110,11 @@ class Comparison:
             row += [f"{max(sizes):.1f}" if sizes else "", *(_latency(system, merged, cell) for merged in (False, True))]
             rows.append(row)
         columns = ["trainable", "of full", "peak GiB", "train s", "weights MiB"]
+        spare = ["weights MiB", "of full", "train s"]
         if cell is None:
-            return Table("What it costs", ["", *columns], [row[:-2] for row in rows])
+            return Table("What it costs", ["", *columns], [row[:-2] for row in rows], spare)
         times = [f"p50 / p95 ms, batch {cell[0]}, {cell[1]} tokens", "merged"]
-        return Table("What it costs", ["", *columns, *times], rows)
+        return Table("What it costs", ["", *columns, *times], rows, spare)
 
     @property
     def shape(self) -> tuple[int, int] | None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.compare.comparison import Comparison, compare
-from harness.compare.rendering import to_markdown
+from harness.compare.rendering import to_markdown, write_page
 from harness.errors import SpecError
 from tests.compare.runs import finished
 
@@ -38,7 +38,7 @@ def test_means_spreads_differences_and_costs(tmp_path: Path) -> None:
     assert (scores["full_finetune"]["n"], scores["full_finetune"]["f1_macro"]) == ("2", "0.750 ± 0.071")
     assert (scores["lora"]["n"], scores["lora"]["f1_macro"]) == ("3", "0.800 ± 0.173")
     assert scores["lora"]["accuracy"] == "0.900 ± 0.000"
-    difference = table(made, "Differences in f1_macro")["lora - full_finetune"]
+    difference = table(made, "Differences in f1_macro from full_finetune")["lora"]
     assert (difference["n"], difference["difference"], difference["verdict"]) == ("2", "+0.000", "tie")
     costs = table(made, "What it costs")["lora"]
     assert (costs["trainable"], costs["of full"], costs["peak GiB"], costs["train s"]) == (
@@ -47,6 +47,15 @@ def test_means_spreads_differences_and_costs(tmp_path: Path) -> None:
         "2.50",
         "11",
     )
+
+
+def test_what_cannot_be_judged_has_neither_interval_nor_p(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        finished(tmp_path, "full_finetune", seed, 0.75)
+        finished(tmp_path, "lora", seed, 0.5)
+    row = table(one(tmp_path), "Differences in f1_macro")["lora"]
+    assert (row["95 % seeds"], row["p (Holm)"], row["sign flips"], row["verdict"]) == ("", "", "0.500", "no spread")
+    write_page([one(tmp_path)], [], tmp_path / "page.html")  # warnings are errors
 
 
 def test_only_settings_that_differ_are_shown(tmp_path: Path) -> None:
