@@ -136,9 +136,11 @@ class Comparison:
                 "all have, Holm over all pairs). A tie is not equality: more seeds may tell them apart."
             )
         if all(len(system.entries) == 1 for system in self.systems):
+            alone = len(self.systems) == 1
+            head, other = ("One seed", "score otherwise") if alone else ("One seed each", "turn any of these differences")
             told.append(
-                "One seed each: NOTHING can be concluded about a method; another seed may turn any of these "
-                "differences. seeds=[0,1,2,3,4] trains five."
+                f"{head}: NOTHING can be concluded about a method; another seed may {other}. seeds=[0,1,2,3,4] trains "
+                "five."
             )
         return told
 

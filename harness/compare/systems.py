@@ -68,7 +68,8 @@ def find(asked: Sequence[str], output: Path, uri: str | None = None) -> Found:
     """The systems that these names stand for, in that order; without names all that have finished runs.
 
     Args:
-        asked: experiments, with all their finished runs (`lora`, or `"lora train.epochs=2"` for one variant of it);
+        asked: experiments, with all their finished runs (`lora`, or `"lora train.epochs=2"` for one variant of it,
+            `"lora epochs=2"` where no other one has that);
             runs by name, MLflow id, or the name of a group of replicates; studies, with the winners of search and
             baseline; filters in MLflow's language (`tags.team = 'blue'`).
         output: the folder of runs.

@@ -74,8 +74,8 @@ def _speeds(comparison: Comparison) -> list[str]:
     speeds = [f"{name} {statistics.fmean(values):.1f}" for name, values in known.items() if values]
     trained = f"Texts per second in training: {', '.join(speeds)}. " if speeds else ""
     return [
-        f"{trained}Seconds belong to the machine, and to what else ran on it: different runs were not timed side by "
-        "side, and a difference between theirs is not an effect of the method."
+        f"{trained}Seconds belong to the machine, and to what else ran on it: a difference between runs that were not "
+        "timed in turns is not an effect of the method."
     ]
 
 

@@ -124,6 +124,12 @@ def test_a_reference_that_was_run_with_several_settings(tmp_path: Path) -> None:
     assert one(tmp_path, against="lora").reference.label == "lora", "that of the experiment's file"
 
 
+def test_one_run_alone_is_told_without_differences(tmp_path: Path) -> None:
+    finished(tmp_path, "lora", 0, 0.7)
+    (told,) = one(tmp_path).sentences()
+    assert told.startswith("One seed: NOTHING can be concluded") and "differences" not in told
+
+
 def test_less_of_a_loss_is_better(tmp_path: Path) -> None:
     for seed, (full, lora) in enumerate([(0.50, 0.40), (0.52, 0.41), (0.51, 0.42), (0.49, 0.39), (0.50, 0.41)]):
         finished(tmp_path, "full_finetune", seed, 0.5, scores={"test/nll": full})
