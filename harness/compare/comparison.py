@@ -136,8 +136,9 @@ class Comparison:
                 "all have, Holm over all pairs). A tie is not equality: more seeds may tell them apart."
             )
         if all(len(system.entries) == 1 for system in self.systems):
-            alone = len(self.systems) == 1
-            head, other = ("One seed", "score otherwise") if alone else ("One seed each", "turn any of these differences")
+            head, other = "One seed each", "turn any of these differences"
+            if len(self.systems) == 1:
+                head, other = "One seed", "score otherwise"
             told.append(
                 f"{head}: NOTHING can be concluded about a method; another seed may {other}. seeds=[0,1,2,3,4] trains "
                 "five."
