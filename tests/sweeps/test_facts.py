@@ -72,6 +72,7 @@ def test_the_same_difference_on_every_seed_is_no_evidence() -> None:
         "cannot be judged. Every seed differs by the same amount, which few seeds on few test items can do by chance."
     )
     same = facts(ours=LOW, theirs=LOW)
+    assert "interval" not in doubt(same)
     assert "cannot be judged" in verdict(same) and as_values(same)["difference"]["holm"] is None
     assert "test/difference_low" not in as_metrics(same)
 
