@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
 NOTE = "NOTE "
 """How a line begins that says what was replaced or went another way than asked; quiet runs say it, too."""
+
+_GAP = 2
+"""Blanks between the columns of a table."""
 
 
 class Terminal:
@@ -76,13 +81,50 @@ class Terminal:
             if fact:
                 self.say(f"{name:{width}}  {fact}")
 
-    def table(self, columns: list[str], rows: list[list[str]], title: str = "") -> None:
-        """A table; the first column left, the others right aligned."""
+    def table(self, columns: list[str], rows: list[list[str]], title: str = "", spare: Sequence[str] = ()) -> list[str]:
+        """A table; the first column left, the others right aligned. Words and numbers are never broken.
+
+        Args:
+            columns: their names.
+            rows: of cells.
+            title: above it.
+            spare: columns that a narrow terminal does without, the first to go first. Where that is not enough, each
+                row is told on lines of its own.
+
+        Returns:
+            The columns that were left out.
+        """
         if self.quiet:
-            return
-        table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
-        for row in rows:
+            return []
+        for number in range(len(spare) + 1):
+            left_out = list(spare[:number])
+            kept = [i for i, column in enumerate(columns) if column not in left_out]
+            shown = [[row[i] for i in kept] for row in (columns, *rows)]
+            if widths := _widths(shown, self.console.width):
+                break
+        else:
+            for row in rows:
+                self.say(row[0])
+                self.facts({f"  {name}": cell for name, cell in zip(columns[1:], row[1:], strict=True)})
+            return []
+        table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+        for i, (column, width) in enumerate(zip(shown[0], widths, strict=True)):
+            table.add_column(column, justify="left" if i == 0 else "right", overflow="fold", width=width)
+        for row in shown[1:]:
             table.add_row(*row)
         self.console.print(table)
+        return left_out
+
+
+def _widths(rows: list[list[str]], room: int) -> list[int]:
+    """Of each column, so that a table fits with its header and its first column broken between words; []: it cannot."""
+    columns = list(zip(*rows, strict=True))
+    full = [max(map(cell_len, column)) for column in columns]
+    heads = [max(map(cell_len, head.split()), default=0) for head, *_ in columns]
+    first = max((cell_len(word) for cell in columns[0] for word in cell.split()), default=0)
+    least = [first, *(max(head, *map(cell_len, of[1:]), 0) for head, of in zip(heads[1:], columns[1:], strict=True))]
+    left = room - sum(least) - _GAP * len(least)
+    for i, width in enumerate(full):
+        more = min(width - least[i], max(left, 0))
+        least[i], left = least[i] + more, left - more
+    return least if left >= 0 else []

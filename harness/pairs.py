@@ -22,6 +22,10 @@ Verdict = Literal["better", "worse", "tie", "one seed", "no common seed", "no sp
 _COMPUTED = "f1_macro"
 """The metric that the bootstraps compute anew on every resample."""
 _NAN = float("nan")
+_OF_TWO = (
+    "CAUTION: two seeds cannot show it without the assumption of normal differences; sign flips, which need none, "
+    "cannot find less than p = 0.500. Train more seeds."
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Pair:
     """Over these seeds; without any, the difference of the two means."""
     low: float = _NAN
     high: float = _NAN
-    """Student's interval over seeds, 95 %."""
+    """Student's interval over seeds, 95 %; nan as the p of its test where every seed differs by the same amount."""
     sd: float = _NAN
     detectable: float = _NAN
     """The difference that would be missed one time in five."""
@@ -72,7 +76,9 @@ class Pair:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The wider of the two over seeds; nan of fewer than two."""
+        """The wider of the two over seeds; nan where the seeds tell no spread."""
+        if np.isnan(self.low):
+            return _NAN, _NAN
         return float(np.nanmin([self.low, self.nested[0]])), float(np.nanmax([self.high, self.nested[1]]))
 
     def sentence(self, metric: str) -> str:
@@ -82,16 +88,16 @@ class Pair:
             return f"{told}, of different seeds: cannot be judged. Train both with the same seeds."
         if self.verdict == "one seed":
             return f"{told}, one seed in common: nothing can be concluded about the method."
+        if self.verdict == "no spread":
+            told += f" (n = {n} seeds): cannot be judged"
+            return f"{told}. Every seed differs by the same amount, which few seeds on few test items can do by chance."
         low, high = self.interval
         told += f", 95 % [{low:+.4f}, {high:+.4f}] (n = {n} seeds)"
-        if self.verdict == "no spread":
-            return f"{told}: cannot be judged. Every seed differs by the same amount: so few test items have no spread."
-        if self.verdict == "tie" and self.sd == 0:
-            return f"{told}: a tie. No seed differs from another, which so few test items can do by chance."
         if self.verdict == "tie":
             missed = f"{self.detectable:.4f}" if np.isfinite(self.detectable) else "any size"
             return f"{told}: a tie. Differences below {missed} would be missed more often than one time in five."
-        return f"{told}: {self.system} is {self.verdict}."
+        told += f": {self.system} is {self.verdict}."
+        return told if n > 2 else f"{told} {_OF_TWO}"
 
 
 def judge(systems: list[Scored], reference: Scored, metric: str, sign: int = 1, level: float = 0.05) -> list[Pair]:
@@ -125,14 +131,18 @@ def _pair(system: Scored, reference: Scored, metric: str) -> Pair:
     if len(seeds) > 1:
         of_seeds = replace(
             of_seeds,
+            sign_flip=significance.sign_flip(differences),
+            smallest_sign_flip=significance.smallest_sign_flip_p(len(seeds)),
+            wilcoxon=significance.wilcoxon(differences),
+        )
+    if len(seeds) > 1 and interval.sd > significance.NOISE * abs(interval.mean):
+        of_seeds = replace(
+            of_seeds,
             low=interval.low,
             high=interval.high,
             sd=interval.sd,
             detectable=significance.smallest_detectable_difference(interval.sd, len(seeds)),
             t=significance.paired_t(a, b),
-            sign_flip=significance.sign_flip(differences),
-            smallest_sign_flip=significance.smallest_sign_flip_p(len(seeds)),
-            wilcoxon=significance.wilcoxon(differences),
         )
     return _over_items(of_seeds, system, reference, metric)
 
@@ -160,8 +170,8 @@ def _over_items(pair: Pair, system: Scored, reference: Scored, metric: str) -> P
 def _judged(pair: Pair, sign: int, level: float) -> Pair:
     if len(pair.seeds) < 2:
         return replace(pair, verdict="one seed" if pair.seeds else "no common seed")
-    if pair.mean != 0 and pair.sd <= significance.NOISE * abs(pair.mean):
-        return replace(pair, verdict="no spread")
+    if np.isnan(pair.low):
+        return replace(pair, verdict="no spread", t=_NAN, holm=_NAN)
     low, high = pair.nested
     if pair.holm > level or low <= 0 <= high:  # without predictions nan, which holds nothing
         return replace(pair, verdict="tie")

@@ -107,3 +107,29 @@ def test_a_line_is_drawn_over_only_where_a_person_sees_it(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "stdout", Screen())
     assert Terminal(**options).is_live is live
+
+
+def narrow(monkeypatch: pytest.MonkeyPatch, width: int) -> Terminal:
+    """A terminal with room for so many characters in a line."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    return Terminal()
+
+
+def test_a_narrow_terminal_leaves_columns_out_and_breaks_no_word(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = ["", "difference", "95 % seeds and items", "Wilcoxon", "McNemar by seed"]
+    rows = [["lora rank=4", "-0.190", "[-0.389, +0.038]", "0.500", "0.078 1.000"]]
+    spare = ["McNemar by seed", "Wilcoxon"]
+    for width, left_out in ((90, []), (63, []), (60, ["McNemar by seed"]), (45, spare)):
+        assert narrow(monkeypatch, width).table(columns, rows, spare=spare) == left_out
+        told = said(capsys)
+        kept = {word for column in columns if column not in left_out for word in column.split()}
+        assert kept <= set(told.split()) and "[-0.389, +0.038]" in told
+        assert max(map(len, told.splitlines())) <= width
+        assert ("Wilcoxon" in told) == ("Wilcoxon" not in left_out)
+    assert narrow(monkeypatch, 20).table(columns, rows, spare=spare) == []
+    assert said(capsys).splitlines()[:2] == ["lora rank=4", "  difference            -0.190"]

@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Table:
     title: str
     columns: list[str]
     rows: list[list[str]]
+    spare: list[str] = field(default_factory=list)
+    """Columns that a narrow terminal does without, the first to go first."""
 
 
 @dataclass(frozen=True)
@@ -78,22 +80,24 @@ class Comparison:
             row = [system.name, str(found.n), spread(system.values(self.metric)), low_high, " ".join(values)]
             rows.append([*row, *(spread(system.values(key)) for key in shown)])
         names = [self.metric.partition("/")[2], "95 %", "each seed", *(key.partition("/")[2] for key in shown)]
-        return Table(f"Scores on {self.systems[0].first.test_rows} test rows", ["", "n", *names], rows)
+        spare = [*reversed(names[3:]), "each seed"]
+        return Table(f"Scores on {self.systems[0].first.test_rows} test rows", ["", "n", *names], rows, spare)
 
     def _differences(self) -> Table:
         rows = []
         for pair in self.pairs:
             several = len(pair.seeds) > 1
-            p = [f"{value:.3f}" if several else "" for value in (pair.holm, pair.sign_flip, pair.wilcoxon)]
+            tests = (pair.holm, pair.sign_flip, pair.wilcoxon)
+            p = [f"{value:.3f}" if several and not math.isnan(value) else "" for value in tests]
             items = " ".join(f"{value:.3f}" for value in pair.mcnemar)
             beyond = [_interval(pair.low, pair.high), _interval(*pair.nested)]
-            name = f"{pair.system} - {pair.reference}"
-            rows.append([name, str(len(pair.seeds)), f"{pair.mean:+.3f}", *beyond, *p, items, pair.verdict])
+            rows.append([pair.system, str(len(pair.seeds)), f"{pair.mean:+.3f}", *beyond, *p, items, pair.verdict])
         columns = ["n", "difference", "95 % seeds", "95 % seeds and items", "p (Holm)", "sign flips", "Wilcoxon"]
         return Table(
-            f"Differences in {self.metric.partition('/')[2]}, paired by seed",
+            f"Differences in {self.metric.partition('/')[2]} from {self.reference.name}, paired by seed",
             ["", *columns, "McNemar by seed", "verdict"],
             rows,
+            ["McNemar by seed", "Wilcoxon", "sign flips", "95 % seeds"],
         )
 
     def _costs(self) -> Table:
@@ -106,10 +110,11 @@ class Comparison:
             row += [f"{max(sizes):.1f}" if sizes else "", *(_latency(system, merged, cell) for merged in (False, True))]
             rows.append(row)
         columns = ["trainable", "of full", "peak GiB", "train s", "weights MiB"]
+        spare = ["weights MiB", "of full", "train s"]
         if cell is None:
-            return Table("What it costs", ["", *columns], [row[:-2] for row in rows])
+            return Table("What it costs", ["", *columns], [row[:-2] for row in rows], spare)
         times = [f"p50 / p95 ms, batch {cell[0]}, {cell[1]} tokens", "merged"]
-        return Table("What it costs", ["", *columns, *times], rows)
+        return Table("What it costs", ["", *columns, *times], rows, spare)
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -131,9 +136,12 @@ class Comparison:
                 "all have, Holm over all pairs). A tie is not equality: more seeds may tell them apart."
             )
         if all(len(system.entries) == 1 for system in self.systems):
+            head, other = "One seed each", "turn any of these differences"
+            if len(self.systems) == 1:
+                head, other = "One seed", "score otherwise"
             told.append(
-                "One seed each: NOTHING can be concluded about a method; another seed may turn any of these "
-                "differences. seeds=[0,1,2,3,4] trains five."
+                f"{head}: NOTHING can be concluded about a method; another seed may {other}. seeds=[0,1,2,3,4] trains "
+                "five."
             )
         return told
 
@@ -155,13 +163,14 @@ def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: st
         StorageError: the store cannot be read.
     """
     found, key = reading.find(asked, output, uri), f"test/{metric}"
-    made = []
+    made, is_named = [], False
     for split in dict.fromkeys(system.first.test for system in found.systems):
         here = [system for system in found.systems if system.first.test == split]
         here = _with_score(here, key, found.notes)
         if not here:
             continue
-        reference = _reference(here, against)
+        named = _named(here, against)
+        reference, is_named = named or _usual(here), is_named or named is not None
         sign = -1 if registry.is_less_better(metric) else 1
         here.sort(key=lambda one: -sign * statistics.fmean(one.values(key)))
         made.append(
@@ -174,7 +183,7 @@ def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: st
         scores = {name for system in found.systems for name in system.first.scores if name.startswith("test/")}
         known = [name.partition("/")[2] for name in scores]
         raise SpecError(f"no run has the score {key}", where="--metric", fix=did_you_mean(metric, known))
-    if against and all(against not in _names(one.reference) for one in made):
+    if against and not is_named:
         names = [system.name for system in found.systems]
         raise SpecError(f"{against} is not among what is compared", where="--against", fix=did_you_mean(against, names))
     if len(made) > 1:
@@ -193,16 +202,21 @@ def _with_score(systems: list[System], key: str, notes: list[str]) -> list[Syste
     return kept
 
 
-def _reference(systems: list[System], against: str) -> System:
-    """The named one, else full fine-tuning, else the first."""
-    named = {name: one for one in systems for name in _names(one)}
-    full = [one for one in systems if one.experiment == REFERENCE]
-    return named.get(against) or named.get(REFERENCE) or next(iter(full), systems[0])
+def _named(systems: list[System], name: str) -> System | None:
+    """The one that is called so, or of which a run is. Raises SpecError where several may be meant."""
+    runs = {entry.run: one for one in systems for entry in one.entries.values()}
+    called = {**{one.label: one for one in systems}, **{one.name: one for one in systems}, **runs}
+    found = [called[name]] if name in called else reading.standing_for(name, systems)
+    if len(found) > 1:
+        fix = "name one of " + ", ".join(f'"{one.name}"' for one in found)
+        raise SpecError(f"{name} is several of what is compared", where="--against", fix=fix)
+    return found[0] if found else None
 
 
-def _names(system: System) -> list[str]:
-    """What a system may be called: as one, or by any of its runs."""
-    return [*(entry.run for entry in system.entries.values()), system.own_label, system.label, system.name]
+def _usual(systems: list[System]) -> System:
+    """Full fine-tuning as its file has it, else any variant of it, else the first."""
+    full = reading.standing_for(REFERENCE, systems)
+    return [*full, *systems][0]
 
 
 def _measured(system: System) -> list[re.Match[str]]:

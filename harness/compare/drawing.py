@@ -32,7 +32,7 @@ def differences(comparison: Comparison) -> Any:
         ("95 %, seeds and items", figures.SEQUENTIAL[2], 8, [pair.interval for pair in pairs]),
         ("95 %, seeds", figures.COLOURS[0], 2.5, [(pair.low, pair.high) for pair in pairs]),
     ):
-        x = [value for low, high in ends for value in (low, high, None)]
+        x = [None if value is not None and math.isnan(value) else value for of in ends for value in (*of, None)]
         y = [value for row in rows for value in (row, row, None)]
         figure.add_scatter(x=x, y=y, mode="lines", line={"color": colour, "width": width}, name=name, hoverinfo="skip")
     figure.add_scatter(
@@ -41,13 +41,16 @@ def differences(comparison: Comparison) -> Any:
         mode="markers",
         marker={"color": figures.INK, "size": 9},
         name="mean",
-        customdata=[[len(pair.seeds), pair.holm, pair.verdict] for pair in pairs],
-        hovertemplate="%{x:+.4f}, n = %{customdata[0]}, p = %{customdata[1]:.3f}: %{customdata[2]}<extra></extra>",
+        customdata=[
+            [len(one.seeds), "" if math.isnan(one.holm) else f", p = {one.holm:.3f}", one.verdict] for one in pairs
+        ],
+        hovertemplate="%{x:+.4f}, n = %{customdata[0]}%{customdata[1]}: %{customdata[2]}<extra></extra>",
     )
     figure.add_vline(x=0, line={"color": figures.MUTED, "dash": "dot"})
     ticks = {"tickvals": rows, "ticktext": [escape(pair.system) for pair in pairs], "autorange": "reversed"}
     figure.update_yaxes(showgrid=False, automargin=True, **ticks)
-    far = 1.05 * max(abs(end) for pair in pairs for end in pair.interval)
+    known = [end for pair in pairs for end in (pair.mean, *pair.interval) if not math.isnan(end)]
+    far = 1.05 * max(map(abs, known)) or 1.0
     figure.update_xaxes(title_text=f"difference in {_metric(comparison)}", range=[-far, far])
     return figure
 

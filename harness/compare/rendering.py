@@ -20,8 +20,9 @@ from harness.console import Terminal
 from harness.markdown import markdown_table
 
 LEGEND = (
-    "n: seeds. ±: standard deviation over seeds (n - 1). p: paired t over seeds, adjusted for all pairs with the "
-    "reference (Holm). Seconds and memory belong to the machine and to what else ran on it."
+    "n: seeds. ±: standard deviation over seeds (n - 1). 95 %: Student's t, not cut off at 0 or 1. p: paired t over "
+    "seeds, adjusted for all pairs with the reference (Holm). Seconds and memory belong to the machine and to what "
+    "else ran on it."
 )
 
 
@@ -32,7 +33,8 @@ def show(comparisons: list[Comparison], notes: list[str]) -> None:
         for table in one.tables():
             terminal.say()
             terminal.title(table.title)
-            terminal.table(table.columns, table.rows)
+            if left_out := terminal.table(table.columns, table.rows, spare=table.spare):
+                terminal.prose(f"Too narrow here for {', '.join(left_out)}: see --md, --html or --json.")
         terminal.say()
         for sentence in one.sentences():
             terminal.prose(sentence)

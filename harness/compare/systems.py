@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -53,6 +53,9 @@ class System:
         return [self.entries[seed].scores[metric] for seed in (self.entries if seeds is None else seeds)]
 
 
+Variant = TypeVar("Variant", bound=Run | System)
+
+
 @dataclass
 class Found:
     """What the names stood for, and what there is to say about it."""
@@ -65,7 +68,8 @@ def find(asked: Sequence[str], output: Path, uri: str | None = None) -> Found:
     """The systems that these names stand for, in that order; without names all that have finished runs.
 
     Args:
-        asked: experiments, with all their finished runs (`lora`, or `"lora train.epochs=2"` for one variant of it);
+        asked: experiments, with all their finished runs (`lora`, or `"lora train.epochs=2"` for one variant of it,
+            `"lora epochs=2"` where no other one has that);
             runs by name, MLflow id, or the name of a group of replicates; studies, with the winners of search and
             baseline; filters in MLflow's language (`tags.team = 'blue'`).
         output: the folder of runs.
@@ -80,40 +84,50 @@ def find(asked: Sequence[str], output: Path, uri: str | None = None) -> Found:
     for name in asked or [""]:
         before = len(reader.notes)
         if not (runs := list(_resolve(name, reader, uri))):
-            why = "; ".join(reader.notes[before:])
-            raise SpecError(f"no finished run of {name or 'any experiment'}", where=str(output), why=why)
+            why, fix = "; ".join(reader.notes[before:]), _go_on(reader, [name])
+            raise SpecError(f"no finished run of {name or 'any experiment'}", where=str(output), why=why, fix=fix)
         chosen |= {run.entry.run: run for run in runs if run.entry.run not in chosen}
     systems = _grouped(list(chosen.values()), reader.notes)
     return Found(systems, [*dict.fromkeys(reader.notes)])
 
 
+def _go_on(reader: Reader, names: Iterable[str]) -> str:
+    """How the last of these runs that did not finish is finished; "" where there is none."""
+    folders = [reader.output / "runs" / name for name in names if name]
+    ended = ("end.envelope.json", "replicates.json", "trial.json")  # a trial goes on with its study
+    begun = [one for one in folders if (one / "spec.yaml").is_file() and not any((one / end).exists() for end in ended)]
+    return f"launch.py --resume {begun[-1].name}" if begun else ""
+
+
 def _resolve(name: str, reader: Reader, uri: str | None) -> Iterator[Run]:
     """The runs that one name stands for."""
     output, exp = reader.output, name.split(" ")[0]
-    study = output / "studies" / name
+    study, _, winner = name.partition(": ")
+    of_study = output / "studies" / study / "test"
     if not name or exp in spec.names():
-        if name and (study / "test").is_dir():
+        if name and of_study.is_dir():
             reader.notes.append(
                 f"'{name}' is an experiment here, and a study, too: its runs are those of the experiment"
             )
         yield from _of_experiment(name, reader)
-    elif (study / "test").is_dir():
-        yield from _of_study(study, reader)
+    elif of_study.is_dir():
+        winners = _of_study(of_study.parent, reader)
+        yield from _variant(winner, list(winners)) if winner else winners
     elif (output / "runs" / name).is_dir():
         yield from reader.whole(name)
     elif _FILTER.search(name):
-        for run in tracking.find_runs(uri, output, name):
-            yield from reader.whole(run.name)
-    elif re.fullmatch(r"[0-9a-f]{32}", name) and (found := tracking.find_run(uri, output, name)):
-        yield from reader.whole(found.name)
+        found = tracking.find_runs(uri, output, name)
+        yield from _meant([one for run in found for one in reader.whole(run.name)], reader)
+    elif re.fullmatch(r"[0-9a-f]{32}", name) and (known := tracking.find_run(uri, output, name)):
+        yield from reader.whole(known.name)
     else:
         places = [*(output / "runs").glob("*"), *(output / "studies").glob("*")]
-        known = [*spec.names(), *(path.name for path in places)]
+        names = [*spec.names(), *(path.name for path in places)]
         what = f"no experiment, run or study is called '{name}'"
-        raise SpecError(what, where=str(output), fix=did_you_mean(name, known))
+        raise SpecError(what, where=str(output), fix=did_you_mean(name, names))
 
 
-def _of_experiment(name: str, reader: Reader) -> Iterator[Run]:
+def _of_experiment(name: str, reader: Reader) -> list[Run]:
     """All finished runs of an experiment as its file has it, or of the variant that is named; without a name, of all.
 
     Where there is no run of it as its file has it, all its variants.
@@ -121,22 +135,68 @@ def _of_experiment(name: str, reader: Reader) -> Iterator[Run]:
     exp = name.split(" ")[0]
     begun = [path.parent for path in sorted((reader.output / "runs").glob("*/start.envelope.json"))]
     names = [folder.name for folder in begun if not (folder / "trial.json").exists()]
-    found = [one for run in names if not exp or run.startswith(f"{exp[:40]}-") for one in reader.finished(run)]
+    names = [run for run in names if not exp or run.startswith(f"{exp[:40]}-")]
+    found = [one for run in names for one in reader.finished(run)]
+    variants = [one for one in _meant(found, reader) if not name or one.experiment == exp]
+    if not variants:
+        what = f"no finished run of {exp or 'any experiment'} in {reader.output / 'runs'}"
+        train = f"accelerate launch launch.py exp={exp or 'full_finetune'} seeds=[0,1,2]"
+        raise SpecError(what, why="; ".join(reader.notes), fix=_go_on(reader, names) or train)
+    chosen = _variant(name, variants) if name else variants
+    if others := {f'"{one.label}"' for one in variants} - {f'"{one.label}"' for one in chosen}:
+        reader.notes.append(f"not asked for: {', '.join(sorted(others))}")
+    return chosen
+
+
+def _meant(found: list[Run], reader: Reader) -> list[Run]:
+    """Without runs with --smoke, which a note names."""
     rehearsed = {one.entry.run for one in found if one.entry.settings.get("tracking.experiment") == REHEARSALS}
-    entries = [one for one in found if one.entry.run not in rehearsed]
     if rehearsed:
         reader.notes.append(f"left out unless they are named, runs with --smoke: {', '.join(sorted(rehearsed))}")
-    variants = [one for one in entries if not name or one.experiment == exp]
-    exact = [one for one in variants if one.label == name]
-    others = ", ".join(sorted({f'"{one.label}"' for one in variants if one.label != name}))
-    if exact and others:
-        reader.notes.append(f"not asked for: {others}")
-    chosen = exact or (variants if name == exp else [])
-    if not chosen:
-        what = f"no finished run of {name or 'any experiment'} in {reader.output / 'runs'}"
-        fix = f"accelerate launch launch.py exp={exp or 'full_finetune'} seeds=[0,1,2]"
-        raise SpecError(what, why=f"there are {others}" if others else "", fix=fix)
-    yield from chosen
+    return [one for one in found if one.entry.run not in rehearsed]
+
+
+def _variant(name: str, runs: list[Run]) -> list[Run]:
+    """The runs of the one variant that is named; of a name without settings, where no variant is just that, all.
+
+    Raises:
+        SpecError: no variant has these settings, or several have.
+    """
+    chosen = standing_for(name, runs)
+    if len({one.label for one in chosen}) == 1 or (chosen and " " not in name):
+        return chosen
+    what = f"{name} is several" if chosen else f"no finished run of {name}"
+    known = sorted({f'"{one.label}"' for one in chosen or runs})
+    raise SpecError(what, fix=f"name one of {', '.join(known)}; a part of its settings will do where only one has it")
+
+
+def standing_for(name: str, among: Sequence[Variant]) -> list[Variant]:
+    """What is named so exactly, with these settings and no other, or else with these settings among others.
+
+    A setting's key may be short (`rank=4`), as tables show it.
+    """
+    experiment, *typed = re.split(r" +(?=~|[\w.]+=)", name.strip())
+    same = [one for one in among if one.experiment == experiment]
+    whole = [one for one in same if " ".join([experiment, *one.words]) == name]
+    having = [one for one in same if all(_has(one.words, word) for word in typed)]
+    return whole or [one for one in having if len(one.words) == len(typed)] or having
+
+
+def _has(words: Sequence[str], typed: str) -> bool:
+    """Whether one of these settings is what a person types so."""
+    key, is_set, value = typed.partition("=")
+    for own, _, has in (word.partition("=") for word in words):
+        if (own == key or (is_set and own.endswith(f".{key}"))) and _plain(has) == _plain(value):
+            return True
+    return False
+
+
+def _plain(value: str) -> str:
+    """A value as it compares, however it was written: 0.001 and 1e-3, True and true, None and null."""
+    try:
+        return f"{float(value):.4g}"
+    except ValueError:
+        return re.sub(r"[\s'\"]", "", value.lower().replace("none", "null"))
 
 
 def _of_study(study: Path, reader: Reader) -> Iterator[Run]:

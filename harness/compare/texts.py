@@ -10,6 +10,7 @@ from harness.compare.comparison import Comparison, Table, measured_latency
 from harness.compare.systems import System
 
 _SMALL_GIB = 4.0
+_SPEED = "train/examples_per_second"
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ def adapters(comparison: Comparison) -> Text | None:
         share = one.first.trainable / reference.first.trainable
         sentence = f"{one.name} trains {share:.2%} of the parameters of {reference.name}"
         costs = [_against(one, reference, "memory/peak_gib", "{:.2f} GiB at the peak")]
-        costs += [_against(one, reference, "train/examples_per_second", "{:.1f} texts per second in training")]
         told.append("; ".join([sentence, *filter(None, costs)]) + ".")
         told += _latency(comparison, one)
+    told += _speeds(comparison)
     told.append(
         "Why: gradients and AdamW's two moments, 12 bytes per trainable parameter, are what training few parameters "
         "saves; activations are still kept for every layer above the lowest trained one, and the forward is no "
@@ -51,7 +52,7 @@ def adapters(comparison: Comparison) -> Text | None:
 
 
 def _latency(comparison: Comparison, system: System) -> list[str]:
-    """One sentence on a prediction's median latency, beside the reference's."""
+    """One sentence on a prediction's median latency. A run times its model and the merged one in turns: a ratio."""
     cell, reference = comparison.shape, comparison.reference
     base, own, merged = (
         measured_latency(one, is_merged, cell)
@@ -59,13 +60,23 @@ def _latency(comparison: Comparison, system: System) -> list[str]:
     )
     if cell is None or not (base and own):
         return []
-    what = f"Batch {cell[0]}, {cell[1]} tokens, p50: {system.name} {_beside(own[0], base[0])}"
-    told = f"{what}, merged {_beside(merged[0], base[0])}" if merged else f"{what}; it does not merge"
+    what = f"Batch {cell[0]}, {cell[1]} tokens, p50: {system.name} {own[0]:.1f} ms"
+    told = (
+        f"{what}, merged {merged[0]:.1f} ms ({merged[0] / own[0] - 1:+.0%})" if merged else f"{what}; it does not merge"
+    )
     return [f"{told}; {reference.name} {base[0]:.1f} ms."]
 
 
-def _beside(value: float, base: float) -> str:
-    return f"{value:.1f} ms ({value / base - 1:+.0%})"
+def _speeds(comparison: Comparison) -> list[str]:
+    """Texts per second in training, of each system, and what seconds of different runs do not say."""
+    known = {one.name: [of.scores[_SPEED] for of in one.entries.values() if _SPEED in of.scores]
+             for one in comparison.systems}  # fmt: skip
+    speeds = [f"{name} {statistics.fmean(values):.1f}" for name, values in known.items() if values]
+    trained = f"Texts per second in training: {', '.join(speeds)}. " if speeds else ""
+    return [
+        f"{trained}Seconds belong to the machine, and to what else ran on it: a difference between runs that were not "
+        "timed in turns is not an effect of the method."
+    ]
 
 
 def _against(system: System, reference: System, key: str, form: str) -> str:

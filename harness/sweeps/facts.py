@@ -108,7 +108,7 @@ def doubt(facts: Facts) -> str:
     )
     is_nested = not np.isnan(found.nested[0])
     how = "the wider of paired t and nested bootstrap" if is_nested else "paired t, items not resampled"
-    told += f" The interval: {how}."
+    told += "" if np.isnan(found.low) else f" The interval: {how}."
     if found.mcnemar:
         items = ", ".join(f"{p:.3f}" for p in found.mcnemar)
         told += (

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.compare.comparison import Comparison, compare
-from harness.compare.rendering import to_markdown
+from harness.compare.rendering import to_markdown, write_page
 from harness.errors import SpecError
 from tests.compare.runs import finished
 
@@ -38,7 +38,7 @@ def test_means_spreads_differences_and_costs(tmp_path: Path) -> None:
     assert (scores["full_finetune"]["n"], scores["full_finetune"]["f1_macro"]) == ("2", "0.750 ± 0.071")
     assert (scores["lora"]["n"], scores["lora"]["f1_macro"]) == ("3", "0.800 ± 0.173")
     assert scores["lora"]["accuracy"] == "0.900 ± 0.000"
-    difference = table(made, "Differences in f1_macro")["lora - full_finetune"]
+    difference = table(made, "Differences in f1_macro from full_finetune")["lora"]
     assert (difference["n"], difference["difference"], difference["verdict"]) == ("2", "+0.000", "tie")
     costs = table(made, "What it costs")["lora"]
     assert (costs["trainable"], costs["of full"], costs["peak GiB"], costs["train s"]) == (
@@ -47,6 +47,15 @@ def test_means_spreads_differences_and_costs(tmp_path: Path) -> None:
         "2.50",
         "11",
     )
+
+
+def test_what_cannot_be_judged_has_neither_interval_nor_p(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        finished(tmp_path, "full_finetune", seed, 0.75)
+        finished(tmp_path, "lora", seed, 0.5)
+    row = table(one(tmp_path), "Differences in f1_macro")["lora"]
+    assert (row["95 % seeds"], row["p (Holm)"], row["sign flips"], row["verdict"]) == ("", "", "0.500", "no spread")
+    write_page([one(tmp_path)], [], tmp_path / "page.html")  # warnings are errors
 
 
 def test_only_settings_that_differ_are_shown(tmp_path: Path) -> None:
@@ -100,6 +109,25 @@ def test_the_reference_is_full_fine_tuning_unless_another_one_is_named(tmp_path:
     (made,), notes = compare([], tmp_path, metric="nll")
     assert [system.name for system in made.systems] == ["mixout"]
     assert notes[0].startswith("left out, without the score test/nll: ")
+
+
+def test_a_reference_that_was_run_with_several_settings(tmp_path: Path) -> None:
+    finished(tmp_path, "awp", 0, 0.9)
+    finished(tmp_path, "lora", 0, 0.7, train__epochs=2)
+    assert one(tmp_path, against="lora").reference.label == "lora train.epochs=2", "the only one"
+    finished(tmp_path, "lora", 0, 0.7, train__epochs=3)
+    with pytest.raises(SpecError, match=r'lora is several .*\n.*name one of "lora epochs=2", "lora epochs=3"'):
+        one(tmp_path, against="lora")
+    for named in ("lora epochs=3", "lora train.epochs=3"):
+        assert one(tmp_path, against=named).reference.label == "lora train.epochs=3"
+    finished(tmp_path, "lora", 0, 0.7)
+    assert one(tmp_path, against="lora").reference.label == "lora", "that of the experiment's file"
+
+
+def test_one_run_alone_is_told_without_differences(tmp_path: Path) -> None:
+    finished(tmp_path, "lora", 0, 0.7)
+    (told,) = one(tmp_path).sentences()
+    assert told.startswith("One seed: NOTHING can be concluded") and "differences" not in told
 
 
 def test_less_of_a_loss_is_better(tmp_path: Path) -> None:

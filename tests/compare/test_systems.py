@@ -171,10 +171,50 @@ def test_names_that_nothing_is_called(tmp_path: Path) -> None:
     assert names(tmp_path, "lora") == {"lora": [0]}, "only a variant is there"
     with pytest.raises(SpecError, match=r"no finished run of awp in .*\n.*exp=awp seeds="):
         find(["lora", "awp"], tmp_path)
-    with pytest.raises(SpecError, match=r'"lora train.epochs=2"'):
+    with pytest.raises(SpecError, match=r'no finished run of lora .*\n  fix: name one of "lora train.epochs=2"'):
         find(["lora train.epochs=3"], tmp_path)
     with pytest.raises(SpecError, match="did you mean 'lora'"):
         find(["lroa"], tmp_path)
+
+
+def test_a_variant_is_named_by_what_a_table_shows_or_by_settings_that_only_it_has(tmp_path: Path) -> None:
+    finished(tmp_path, "lora", 0, 0.7, train__learning_rate=0.0012)
+    finished(tmp_path, "lora", 1, 0.7, train__learning_rate=0.0012, methods__lora__rank=4)
+    finished(tmp_path, "lora", 2, 0.7, train__epochs=2, evaluation__every="20 steps", without=["metrics.calibration"])
+    shown = names(tmp_path, "lora")
+    assert len(shown) == 3 and names(tmp_path, *shown) == shown
+    for typed, seed in {
+        "lora learning_rate=1.2e-3": 0, "lora train.learning_rate=0.0012": 0, "lora rank=4": 1,
+        "lora lora.rank=4 learning_rate=0.0012": 1, "lora every=20 steps": 2, "lora ~metrics.calibration epochs=2": 2,
+    }.items():  # fmt: skip
+        assert list(names(tmp_path, typed).values()) == [[seed]], typed
+    finished(tmp_path, "lora", 3, 0.7, train__epochs=2, methods__lora__rank=2)
+    with pytest.raises(SpecError, match=r'epochs=2 is several\n  fix: name one of "lora evaluation.*", "lora meth'):
+        find(["lora epochs=2"], tmp_path)
+
+
+def test_a_winner_of_a_study_is_named_by_what_a_table_shows(tmp_path: Path) -> None:
+    test = tmp_path / "studies" / "mine" / "test"
+    test.mkdir(parents=True)
+    for seed, rank in ((0, 4), (1, 16)):
+        run = finished(tmp_path, "lora", seed, 0.5, run=f"mine-{rank}", methods__lora__rank=rank)
+        judged = {"predicted": [1], "labels": [0], "label_names": ["a", "b"], "scores": {"test/f1_macro": 0.8}}
+        (test / f"{run.name}.json").write_text(json.dumps(judged))
+    assert list(names(tmp_path, "mine: lora methods.lora.rank=4").values()) == [[0]]
+    with pytest.raises(SpecError, match="no finished run of lora rank=2"):
+        find(["mine: lora rank=2"], tmp_path)
+
+
+def test_an_unfinished_run_is_named_with_the_command_that_finishes_it(tmp_path: Path) -> None:
+    begun = finished(tmp_path, "awp", 0, 0.7)
+    (begun / "end.envelope.json").unlink()
+    for asked in (begun.name, "awp"):
+        with pytest.raises(SpecError, match=rf"not finish: {begun.name}\n  fix: launch.py --resume {begun.name}"):
+            find([asked], tmp_path)
+    (begun / "trial.json").write_text("{}")
+    with pytest.raises(SpecError) as raised:
+        find([begun.name], tmp_path)
+    assert "--resume" not in str(raised.value)
 
 
 def test_runs_with_smoke_are_compared_only_where_they_are_named(tmp_path: Path) -> None:
@@ -186,3 +226,15 @@ def test_runs_with_smoke_are_compared_only_where_they_are_named(tmp_path: Path) 
         assert [list(system.entries) for system in found.systems] == [[0]]
         assert found.notes == [f"left out unless they are named, runs with --smoke: {rehearsal}"]
     assert names(tmp_path, rehearsal) == {"lora": [1]}
+
+
+@QUIET
+def test_a_filter_leaves_runs_with_smoke_out(tmp_path: Path) -> None:
+    for seed, experiment in ((0, "lora"), (1, REHEARSALS)):
+        folder = finished(tmp_path, "lora", seed, 0.7, tracking__experiment=experiment)
+        tracker = start(Tracking(), tmp_path, "lora", folder.name, tags={"team": "blue"})
+        tracker.wait_open(60)
+        tracker.finish()
+    found = find(["tags.team = 'blue'"], tmp_path)
+    assert [list(system.entries) for system in found.systems] == [[0]]
+    assert found.notes == [f"left out unless they are named, runs with --smoke: {folder.name}"]

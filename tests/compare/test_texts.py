@@ -32,8 +32,18 @@ def test_what_adapters_cost_is_told_against_the_reference(tmp_path: Path) -> Non
     told = " ".join(found.sentences)
     assert "Measured on a CPU" in told
     assert "lora trains 1.00% of the parameters of full_finetune; 1.00 GiB at the peak (-50%)." in told
-    assert "Batch 1, 8 tokens, p50: lora 6.0 ms (+20%), merged 5.0 ms (+0%); full_finetune 5.0 ms." in told
-    assert "bottleneck_adapter 7.5 ms (+50%); it does not merge; full_finetune 5.0 ms." in told
+    assert "Batch 1, 8 tokens, p50: lora 6.0 ms, merged 5.0 ms (-17%); full_finetune 5.0 ms." in told
+    assert "bottleneck_adapter 7.5 ms; it does not merge; full_finetune 5.0 ms." in told
+
+
+def test_seconds_of_different_runs_are_never_told_as_an_effect(tmp_path: Path) -> None:
+    finished(tmp_path, "full_finetune", 0, 0.7, trainable=1000, scores={"train/examples_per_second": 48.0})
+    finished(tmp_path, "lora", 0, 0.6, trainable=10, scores={"train/examples_per_second": 38.6})
+    found = adapters(made_of(tmp_path))
+    assert found is not None
+    (told,) = (one for one in found.sentences if "per second" in one)
+    assert told.startswith("Texts per second in training: full_finetune 48.0, lora 38.6. Seconds belong to the machine")
+    assert "%" not in told
 
 
 def test_what_fits_four_gib_follows_from_the_estimate_and_stands_beside_the_measurement(tmp_path: Path) -> None:

@@ -97,7 +97,29 @@ def test_one_seed_other_seeds_and_no_spread_are_no_verdicts() -> None:
     assert (apart.verdict, apart.seeds) == ("no common seed", [])
     flat = system("flat", [0.5, 0.6])
     (same,) = against([flat, system("c", [0.6, 0.7])], flat, F1)
-    assert same.verdict == "no spread"
+    assert same.verdict == "no spread" and same.sign_flip == 0.5
+    (equal,) = against([flat, system("c", [0.5, 0.6])], flat, F1)
+    assert equal.verdict == "no spread", "every seed differs by the same amount, which is 0"
+    for one in (same, equal):
+        assert all(math.isnan(value) for value in (one.t, one.holm, *one.interval))
+        assert "95 %" not in one.sentence("f1") and "cannot be judged" in one.sentence("f1")
+
+
+def test_a_pair_without_spread_counts_as_one_that_was_asked_about() -> None:
+    """Its test is of no use, yet asking about fewer is not the same question."""
+    base, good = [0.70, 0.72, 0.71, 0.69, 0.73], [0.80, 0.81, 0.82, 0.79, 0.83]
+    reference, flat = system("base", base), system("flat", np.add(base, 0.1))
+    found = {one.system: one for one in against([system("good", good), reference, flat], reference, F1)}
+    assert found["flat"].verdict == "no spread"
+    assert found["good"].holm == pytest.approx(2 * stats.ttest_rel(good, base).pvalue)
+
+
+def test_a_verdict_of_two_seeds_comes_with_a_caution() -> None:
+    for seeds in (2, 3):
+        reference = system("a", [0.70, 0.72, 0.71][:seeds])
+        (pair,) = against([reference, system("b", [0.801, 0.82, 0.812][:seeds])], reference, F1)
+        assert pair.verdict == "better"
+        assert ("CAUTION: two seeds cannot show it" in pair.sentence("f1")) == (seeds == 2)
 
 
 def test_predictions_of_other_items_are_refused() -> None:

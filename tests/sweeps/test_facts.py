@@ -11,7 +11,7 @@ import pytest
 from harness.sweeps import space
 from harness.sweeps.facts import Facts, OnTest, doubt, verdict
 from harness.sweeps.mistakes import check
-from harness.sweeps.report import as_values
+from harness.sweeps.report import as_metrics, as_values
 from harness.sweeps.trials import Arm, Confirmed, TrialRecord
 
 SEEDS = [100, 101, 102, 103, 104]
@@ -68,7 +68,13 @@ def test_what_noise_explains_is_a_tie_with_the_size_that_would_be_seen() -> None
 def test_the_same_difference_on_every_seed_is_no_evidence() -> None:
     """0.125 is one of eight test items: no spread does not mean no doubt."""
     told = verdict(facts(ours=[0.625, 0.75, 0.5, 0.625, 0.75], theirs=[0.5, 0.625, 0.375, 0.5, 0.625]))
-    assert told.endswith("cannot be judged. Every seed differs by the same amount: so few test items have no spread.")
+    assert told.endswith(
+        "cannot be judged. Every seed differs by the same amount, which few seeds on few test items can do by chance."
+    )
+    same = facts(ours=LOW, theirs=LOW)
+    assert "interval" not in doubt(same)
+    assert "cannot be judged" in verdict(same) and as_values(same)["difference"]["holm"] is None
+    assert "test/difference_low" not in as_metrics(same)
 
 
 def test_programs_can_read_what_could_not_be_computed() -> None:
