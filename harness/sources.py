@@ -169,8 +169,8 @@ def _read_rated(name: str, cuts: list[float]) -> Table:
     return Table(["text", "label", "document"], cells, labels, is_rated=True)
 
 
-def read_file(path: Path, encoding: str = "utf-8") -> Table:
-    """One csv, tsv, jsonl, json or parquet file.
+def read_file(path: Path, encoding: str = "utf-8", where: str = "data.name") -> Table:
+    """One csv, tsv, jsonl, json or parquet file; `where`: what a person names it with.
 
     Raises:
         DataError: it cannot be read as what its name says, with file and line.
@@ -178,7 +178,7 @@ def read_file(path: Path, encoding: str = "utf-8") -> Table:
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise DataError(f"{path} is none of {', '.join(SUFFIXES)}", where="data.name", fix="convert it to one of these")
+        raise DataError(f"{path} is none of {', '.join(SUFFIXES)}", where=where, fix="convert it to one of these")
     try:
         content = path.read_bytes()
     except OSError as error:
