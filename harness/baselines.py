@@ -82,7 +82,7 @@ def _majority(splits: Splits) -> Labels:
 
 
 def _logistic(train: Any, splits: Splits, test: Any) -> Labels:
-    """Fitted until only rounding is left: where a solver stops early, rounding decides how far it came. [N, D], [M, D]"""
+    """Fitted until only rounding is left: if a solver stops early, rounding decides how far it came. [N, D], [M, D]"""
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(class_weight="balanced", solver="newton-cg", tol=1e-10, max_iter=2000)
