@@ -335,13 +335,14 @@ def test_labels_that_train_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=told):
         load(data(tmp_path))
     drawn = [{"text": f"t{i}", "label": "ab"[i % 2] if i < 38 else "c", "by": f"p{i // 2}"} for i in range(40)]
-    file, told = write(tmp_path / "one.csv", drawn), []
+    file = write(tmp_path / "one.csv", drawn)
+    refused: list[str] = []
     for seed in range(20):
         try:
             load(data(file, split_seed=seed, group="by"))
         except DataError as error:
-            told.append(str(error))
-    assert told and all("fix: known: a, b (or draw another split with data.split_seed)" in one for one in told)
+            refused.append(str(error))
+    assert refused and all("fix: known: a, b (or draw another split with data.split_seed)" in one for one in refused)
 
 
 def test_overlap_between_train_and_test(tmp_path: Path) -> None:
