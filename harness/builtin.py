@@ -119,7 +119,7 @@ def ratings(name: str) -> list[Rated]:
         StorageError: the cache cannot be written.
     """
     if name not in RATINGS:
-        raise DataError(f"no built-in data set is called '{name}'", fix=did_you_mean(name, RATINGS))
+        raise DataError(f"no built-in data set is called '{name}'", fix=f"known: {', '.join(RATINGS)}")
     with tarfile.open(fetch(_HUTTO) / "hutto_ICWSM_2014.tar.gz") as archive:
         truth = _table(archive, f"{_STEMS[name]}_GroundTruth.txt")
         raw = {cells[0]: cells[-1] for cells in _table(archive, f"{_STEMS[name]}_anonDataRatings.txt")}

@@ -52,8 +52,13 @@ def predict(
     """
     if bool(texts) == bool(file) or (file is None and (out or column)):
         raise SpecError("give texts, or --file with --out and --column if you like")
-    if out and (as_json or out.suffix not in (".csv", ".jsonl")):
-        raise SpecError("the answer is written as .csv or .jsonl", where=f"--out {out}", fix="leave out --json")
+    if out and as_json:
+        raise SpecError("--json prints, --out writes", where=f"--out {out}", fix="leave out one of them")
+    if out and out.suffix not in (".csv", ".jsonl"):
+        raise SpecError("the answer is written as .csv or .jsonl", where=f"--out {out}", fix="give it such a name")
+    is_replaced = bool(out and out.exists())
+    if file and out and is_replaced and file.exists() and file.samefile(out):
+        raise SpecError("that is the file with the texts", where=f"--out {out}", fix="name another file")
     from harness import prediction, sources, threads
     from harness.console import Terminal
     from harness.storage import folder_of_runs
@@ -62,14 +67,14 @@ def predict(
         threads.before_torch()
         predictor = prediction.Predictor(run, folder_of_runs(output), Terminal())
         names = column or predictor.texts
-        table = sources.read_file(file) if file else _typed(texts or [], names)
+        table = sources.read_file(file, where="--file") if file else _typed(texts or [], names)
         answers = prediction.rows_of(predictor.predict(prediction.examples_of(table, names, predictor)))
     if as_json:
         rows = [{**record, **answer} for (_, record), answer in zip(table.cells, answers, strict=True)]
         print(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
     elif file:
         text = prediction.write(table, answers, out)
-        print(f"{len(answers)} rows in {out}" if out else text, end="\n" if out else "")
+        print(f"{len(answers)} rows in {out}{' (replaced)' * is_replaced}" if out else text, end="\n" if out else "")
     else:
         for (_, record), answer in zip(table.cells, answers, strict=True):
             shares = "  ".join(f"{key.removeprefix('probability_')} {answer[key]:.3f}" for key in list(answer)[2:])

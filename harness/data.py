@@ -89,10 +89,10 @@ class Splits:
 def load(data: Data) -> Splits:
     """Read, split and check.
 
-    Rows are split by group, or else by row within each label; rows with the same normalised text count as one, so
-    that no text stands on two sides. Which split a row is in depends on its group (or text) and `split_seed`, not on
-    its place in the file. The labels are those of train: in the order of the source if it has one, by number if all
-    are numbers, else sorted.
+    Rows are split by group, or else by row within each label; without groups, rows with the same normalised text count
+    as one, so that no text stands on two sides. Which split a row is in depends on its group (or text) and
+    `split_seed`, not on its place in the file. The labels are those of train: in the order of the source if it has one,
+    by number if all are numbers, else sorted.
 
     Raises:
         DataError: the source cannot be found or read, or what it holds cannot be trained and judged on.
@@ -109,9 +109,10 @@ def load(data: Data) -> Splits:
     if data.limit:
         rows = {split: limited(found, data.limit, data.split_seed, split) for split, found in rows.items()}
     labels = ordered_labels(rows["train"], tables["train"].labels)
-    check_labels(rows, labels)
+    check_labels(rows, labels, shares)
     report = _report(rows, labels, dropped)
     _check_overlap(report["splits"]["test"], data.max_test_overlap)
+    report["notes"] = _notes(report["splits"]["validation"], data.max_test_overlap)
     splits = {name: _split(name, rows[name], labels) for name in SPLITS}
     for name in SPLITS:
         report["splits"][name] |= {"taken_from": taken.get(name, "a share of train"), "digest": splits[name].digest}
@@ -133,7 +134,7 @@ def describe(splits: Splits) -> str:
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     title = f"{splits.source}: {splits.report['rows']} rows, {len(splits.labels)} labels"
     table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([title, *table])
+    return "\n".join([title, *table, *splits.report["notes"]])
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows
@@ -250,6 +251,14 @@ def _check_overlap(test: dict[str, Any], allowed: float) -> None:
         what = f"{repeated} of {total} test texts ({repeated / total:.1%}) also stand in train"
         fix = "remove them from one side; if the data is known to be so, raise data.max_test_overlap"
         raise DataError(what, where="data.max_test_overlap", why=f"allowed is a share of {allowed:g}", fix=fix)
+
+
+def _notes(validation: dict[str, Any], allowed: float) -> list[str]:
+    """What is refused of test is said of validation."""
+    repeated, total = validation["in_train"]["normalised"], validation["rows"]
+    if repeated <= allowed * total:
+        return []
+    return [f"NOTE {repeated} of {total} validation texts also stand in train: what it chooses has seen them"]
 
 
 def _split(name: str, rows: list[Row], labels: list[str]) -> Split:

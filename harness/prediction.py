@@ -73,7 +73,9 @@ class Predictor:
         device.use_fast_matmul(say)
         name, settings = next(iter(self.spec.task.items()))
         task = registry.build("task", name, settings)
-        task.load_inputs(examples, self.labels, model.name, model.revision)
+        facts = task.load_inputs(examples, self.labels, model.name, model.revision)
+        if count := facts.get("truncated"):
+            say(f"NOTE {count} of {len(examples)} texts are longer than the {facts['longest']} tokens that are read")
         assembled = assembly.rebuild(self.spec, task, self._seed)
         checkpoint.restore(assembled.model, checkpoint.load(self.folder / "weights"))
         assembled.model.to(accelerator.device).eval()

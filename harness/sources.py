@@ -115,6 +115,7 @@ def find_parts(source: Source, named: list[str]) -> Parts:
         why = getattr(error, "strerror", None) or str(error)
         raise DataError("no file has such a name", where="data.name", why=why) from error
     if not exists and path.suffix.lower() not in SUFFIXES and not hub.is_path(source.name):
+        _refuse_half_a_name(path)
         return _hub_parts(source)
     _refuse_hub_settings(source)
     if not exists:
@@ -129,6 +130,14 @@ def find_parts(source: Source, named: list[str]) -> Parts:
 def _refuse_hub_settings(source: Source) -> None:
     if source.subset or source.revision:
         raise DataError("only data sets of the Hub have a subset and a revision", where="data.subset, data.revision")
+
+
+def _refuse_half_a_name(path: Path) -> None:
+    """`reviews` beside reviews.csv is no data set of the Hub; one that is called so has an owner's name, too."""
+    near = [f"'{path.name}{suffix}'" for suffix in SUFFIXES if path.with_name(f"{path.name}{suffix}").is_file()]
+    if near and path.name == str(path):
+        fix = f"did you mean {' or '.join(near)}? A data set of the Hub is called owner/{path.name}"
+        raise DataError(f"{path} does not exist", where="data.name", fix=fix)
 
 
 def _has_train(folder: Path) -> bool:
@@ -169,8 +178,8 @@ def _read_rated(name: str, cuts: list[float]) -> Table:
     return Table(["text", "label", "document"], cells, labels, is_rated=True)
 
 
-def read_file(path: Path, encoding: str = "utf-8") -> Table:
-    """One csv, tsv, jsonl, json or parquet file.
+def read_file(path: Path, encoding: str = "utf-8", where: str = "data.name") -> Table:
+    """One csv, tsv, jsonl, json or parquet file; `where`: what a person names it with.
 
     Raises:
         DataError: it cannot be read as what its name says, with file and line.
@@ -178,7 +187,7 @@ def read_file(path: Path, encoding: str = "utf-8") -> Table:
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise DataError(f"{path} is none of {', '.join(SUFFIXES)}", where="data.name", fix="convert it to one of these")
+        raise DataError(f"{path} is none of {', '.join(SUFFIXES)}", where=where, fix="convert it to one of these")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -186,6 +195,8 @@ def read_file(path: Path, encoding: str = "utf-8") -> Table:
     if suffix == ".parquet":
         return _read_parquet(path, content)
     text = _decode(path, content, encoding)
+    if not text.strip():
+        raise DataError(f"{path} is empty", where=where, fix="write rows into it, or name another file")
     return _read_csv(path, text, suffix) if suffix in (".csv", ".tsv") else _read_json(path, text, suffix == ".jsonl")
 
 
@@ -204,10 +215,15 @@ def _decode(path: Path, content: bytes, encoding: str) -> str:
 def _read_csv(path: Path, text: str, suffix: str) -> Table:
     """Header and rows; cells may stand in double quotes, also in tsv files; a blank line is no row."""
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+    separator = "\t" if suffix == ".tsv" else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[tuple[str, dict[str, Any]]] = []
     try:
         columns = next(reader, [])
+        if len(columns) == 1 and (other := next((mark for mark in ";\t|," if mark in columns[0]), None)):
+            what = f"the header is one cell, and the separator looks like {json.dumps(other)}"
+            fix = f"separate the cells of a {suffix} by {'tabs' if suffix == '.tsv' else 'commas'}"
+            raise DataError(what, where=f"{path}:1", fix=fix)
         if repeated := [name for name, count in Counter(columns).items() if count > 1]:
             raise DataError(f"two columns are called '{repeated[0]}'", where=f"{path}:1", fix="rename one")
         line = reader.line_num + 1

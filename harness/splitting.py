@@ -6,12 +6,16 @@ import random
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
 from harness.errors import DataError, did_you_mean
 
 SPLITS = ("train", "validation", "test")
+_NUMBER = r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?"
+_MANY = 10
+"""More numbers than a rating has steps: labels of which most are rare are measurements."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Row:
 
 
 def carve(rows: list[Row], shares: dict[str, float], seed: int) -> dict[str, list[Row]]:
-    """Give each split its share of the rows, the rest to train; rows of one group, or with one text, stay together.
+    """Give each split its share of the rows, the rest to train; rows of one group stay together, and without
+    groups those with one text.
 
     Groups are shuffled as a whole, single rows within each label. A group goes to the first split that it brings
     nearer to its share.
@@ -82,13 +87,17 @@ def ordered_labels(train: list[Row], order: list[str] | None) -> list[str]:
     present = {row.label for row in train}
     if order is not None:
         return [label for label in order if label in present]
-    if all(re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?", label) for label in present):
+    if all(re.fullmatch(_NUMBER, label) for label in present):
         return sorted(present, key=lambda label: (float(label), label))
     return sorted(present)
 
 
-def check_labels(rows: dict[str, list[Row]], labels: list[str]) -> None:
-    """Raise DataError, with counts, for a split that cannot be learnt from or judged on."""
+def check_labels(rows: dict[str, list[Row]], labels: list[str], drawn: Collection[str]) -> None:
+    """Raise DataError, with counts, for a split that cannot be learnt from or judged on.
+
+    `drawn`: the splits that are shares of train, which another seed would fill with other rows.
+    """
+    is_single = len({row.label for split in rows.values() for row in split}) == 1
     sizes = ", ".join(f"{name} {len(rows[name])}" for name in SPLITS)
     for name in SPLITS:
         counts = Counter(row.label for row in rows[name])
@@ -97,11 +106,19 @@ def check_labels(rows: dict[str, list[Row]], labels: list[str]) -> None:
             raise DataError(f"{name} has no rows", where="data", why=f"rows: {sizes}", fix="give more rows or groups")
         if unknown := sorted(counts.keys() - set(labels)):
             what = f"{name} has the label '{unknown[0]}' ({counts[unknown[0]]} rows), which train has not"
-            fix = f"{did_you_mean(unknown[0], labels)} (or draw another split with data.split_seed)"
-            raise DataError(what, where="data.label", why=f"other unknown labels: {len(unknown) - 1}", fix=fix)
+            fix = did_you_mean(unknown[0], labels)
+            fix += " (or draw another split with data.split_seed)" if name in drawn else ""
+            why = f"other unknown labels: {len(unknown) - 1}" if unknown[1:] else ""
+            raise DataError(what, where="data.label", why=why, fix=fix)
         if len(counts) == 1:
-            fix = "give rows of another label, or draw another split with data.split_seed"
+            can_change = not is_single and (name in drawn or (name == "train" and drawn))
+            fix = "give rows of another label"
+            fix += ", or draw another split with data.split_seed" if can_change else ""
             raise DataError(f"{name} has one label only", where="data.label", why=f"rows: {why}", fix=fix)
         if name == "train" and (rare := [label for label in labels if counts[label] < 2]):
+            if len(labels) > _MANY and 2 * len(rare) > len(labels) and all(re.fullmatch(_NUMBER, x) for x in labels):
+                what = f"train has {len(labels)} labels that are numbers, most of them in one row: is this regression?"
+                fix = "regression is not supported; name a column of classes"
+                raise DataError(what, where="data.label", fix=fix)
             what, why = f"train has fewer than 2 rows labelled '{rare[0]}'", f"rows: {why}"
             raise DataError(what, where="data.label", why=why, fix="give more rows of it, or merge it into another")

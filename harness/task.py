@@ -24,8 +24,13 @@ class Task(Settings, ABC):
         """Turn text into tensors; returns what a person should know about it (such as how many rows were truncated)."""
 
     @abstractmethod
-    def load_inputs(self, examples: list[Example], labels: list[str], checkpoint: str, revision: str | None) -> None:
-        """Turn examples whose labels nobody knows into the split `inputs`, for a model that was trained on `labels`."""
+    def load_inputs(
+        self, examples: list[Example], labels: list[str], checkpoint: str, revision: str | None
+    ) -> dict[str, Any]:
+        """Turn examples whose labels nobody knows into the split `inputs`, for a model that was trained on `labels`.
+
+        Returns what a person should know about them; `truncated`, where it is known, is how many were truncated.
+        """
 
     @abstractmethod
     def load_model(self, checkpoint: str, revision: str | None) -> nn.Module:

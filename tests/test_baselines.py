@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import f1_score
 
 from harness import baselines, data
@@ -78,3 +79,16 @@ def test_a_checkpoint_with_a_head_is_read_without_a_table_of_what_it_lacks(
     few = dataclasses.replace(reviews, train=train, test=test)
     assert len(baselines._frozen(few, checkpoint, None)) == 40
     assert "".join(capfd.readouterr()) == ""
+
+
+def test_a_yardstick_is_the_same_under_other_threads_and_batches(reviews: Splits, tiny: list[str]) -> None:
+    (checkpoint,) = (word.removeprefix("model.name=") for word in tiny if word.startswith("model.name="))
+    usual = baselines._frozen(reviews, checkpoint, None)
+    turned = dataclasses.replace(reviews.train, examples=reviews.train.examples[::-1])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if threads > 1 else 2)
+    try:
+        other = baselines._frozen(dataclasses.replace(reviews, train=turned), checkpoint, None)
+    finally:
+        torch.set_num_threads(threads)
+    assert (usual == other).all()

@@ -93,8 +93,8 @@ def test_yardsticks_on_product_reviews() -> None:
 
 
 def test_unknown_names_are_told_with_the_nearest() -> None:
-    with pytest.raises(DataError, match=r"no built-in data set is called 'tweet'\n.*did you mean 'tweets'"):
-        builtin.ratings("tweet")
+    with pytest.raises(DataError, match=r"no built-in data set is called 'reviews'\n.*product_reviews, movie_reviews"):
+        builtin.ratings("reviews")
     with pytest.raises(ModelError, match=r"no built-in model is called 'bert'\n.*known: minilm"):
         builtin.model_path("bert")
 

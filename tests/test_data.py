@@ -206,10 +206,21 @@ BAD_FILES: dict[str, tuple[str, str]] = {
     "nested.json": ('[{"text": ["a"], "label": "b"}]', r"nested.json, item 1: column 'text' holds a list"),
     "torn.parquet": ("PAR1 no", r"torn.parquet is no parquet file"),
     "header.csv": ("text,label\n", r"train has no rows"),
-    "empty.csv": ("", r"no column is called 'text'\n.*columns: none"),
+    "empty.csv": ("\n", r"data.name: .*empty.csv is empty\n  fix: write rows"),
+    "empty.jsonl": ("", r"data.name: .*empty.jsonl is empty\n  fix: write rows"),
+    "semi.csv": ("text;label\na, or b;x\n", r'semi.csv:1: the header is one cell, .* looks like ";"\n.*by commas'),
+    "tabs.csv": ("text\tlabel\na\tx\n", r'tabs.csv:1: the header is one cell, .* looks like "\\t"\n.*by commas'),
+    "commas.tsv": ("text,label\na,x\n", r'commas.tsv:1: the header is one cell, .* looks like ","\n.*by tabs'),
+    "measured.csv": (
+        "text,label\n" + "".join(f"t{i},{i / 7e4}\n" for i in range(40)),
+        r"train has 40 labels that are numbers, .*: is this regression\?\n  fix: regression is not supported",
+    ),
     "column.csv": ("Text,label\n", r"data.text: no column is called 'text'\n.*columns: Text, label\n.*'Text'"),
     "blank.csv": ("text,label\n  ,x\na,\nb,x\n", r"blank.csv:2: 2 of 3 rows are incomplete\n.*1 × text, 1 × label"),
-    "single.csv": ("text,label\n" + "".join(f"t{i},x\n" for i in range(20)), r"train has one label only\n.*14 × 'x'"),
+    "single.csv": (
+        "text,label\n" + "".join(f"t{i},x\n" for i in range(20)),
+        r"train has one label only\n.*14 × 'x'\n.*another label$",
+    ),
     "rare.csv": ("text,label\na,x\nb,x\nc,x\nd,y\n", r"train has fewer than 2 rows labelled 'y'"),
     "reviews.txt": ("text", r"reviews.txt is none of .csv, .tsv"),
 }
@@ -253,6 +264,16 @@ def test_names_that_do_not_exist(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     write(tmp_path / "folder.csv" / "train.csv", rows_of(40))
     assert load(data(tmp_path / "folder.csv")).report["rows"] == 40
+
+
+def test_a_name_without_its_suffix_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "reviews.csv", rows_of(20))
+    monkeypatch.chdir(tmp_path)
+    told = (
+        r"data.name: reviews does not exist\n  fix: did you mean 'reviews.csv'\? A data set of the Hub .* owner/reviews"
+    )
+    with pytest.raises(DataError, match=told):
+        load(data("reviews"))
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,8 +331,18 @@ def test_without_groups_labels_keep_their_shares_and_texts_their_side(tmp_path: 
 def test_labels_that_train_does_not_know(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", rows_of(20))
     write(tmp_path / "test.csv", [*rows_of(6, 20), {"text": "z", "label": "goood", "by": "g"}])
-    with pytest.raises(DataError, match=r"test has the label 'goood' \(1 rows\), which train has not\n.*\n.*'good'"):
+    told = r"test has the label 'goood' \(1 rows\), which train has not\n  fix: did you mean 'good'\?$"
+    with pytest.raises(DataError, match=told):
         load(data(tmp_path))
+    drawn = [{"text": f"t{i}", "label": "ab"[i % 2] if i < 38 else "c", "by": f"p{i // 2}"} for i in range(40)]
+    file = write(tmp_path / "one.csv", drawn)
+    refused: list[str] = []
+    for seed in range(20):
+        try:
+            load(data(file, split_seed=seed, group="by"))
+        except DataError as error:
+            refused.append(str(error))
+    assert refused and all("fix: known: a, b (or draw another split with data.split_seed)" in one for one in refused)
 
 
 def test_overlap_between_train_and_test(tmp_path: Path) -> None:
@@ -323,6 +354,20 @@ def test_overlap_between_train_and_test(tmp_path: Path) -> None:
         load(data(tmp_path))
     splits = load(data(tmp_path, max_test_overlap=0.2))
     assert splits.report["splits"]["test"]["in_train"] == {"exact": 0, "normalised": 2}
+
+
+def test_validation_that_overlaps_train_is_said(tmp_path: Path) -> None:
+    """Refused of test, a NOTE of validation; of a text that stands in several groups, too."""
+    write(tmp_path / "train.csv", rows_of(20))
+    write(tmp_path / "test.csv", rows_of(8, 60))
+    write(tmp_path / "validation.csv", rows_of(3) + rows_of(6, 40))
+    note = "NOTE 3 of 9 validation texts also stand in train: what it chooses has seen them"
+    splits = load(data(tmp_path))
+    assert splits.report["notes"] == [note] and describe(splits).endswith(f"\n{note}")
+    assert "NOTE" not in describe(load(data(tmp_path, max_test_overlap=0.4)))
+    grouped = [{"text": f"text {i % 9}", "label": ["good", "bad"][i % 9 % 2], "by": f"p{i % 20}"} for i in range(200)]
+    splits = load(data(write(tmp_path / "a.csv", grouped), group="by", test="test.csv", max_test_overlap=0))
+    assert "validation texts also stand in train" in describe(splits)
 
 
 def test_limit_keeps_every_label() -> None:

@@ -120,9 +120,12 @@ def test_what_cannot_predict_says_why(copied: Path, folder: Path, tmp_path: Path
         predict(folder, "--file", str(table))
     with pytest.raises(SpecError, match="2 text columns, the run was trained on 1 text column"):
         predict(folder, "--file", str(table), "--column", "text", "--column", "probability_a")
-    for words in (["--out", "x.json"], ["--out", "x.csv", "--json"]):
-        with pytest.raises(SpecError, match=r"written as \.csv or \.jsonl"):
-            predict(folder, "--file", str(table), *words)
+    with pytest.raises(SpecError, match=r"--out x.json: .* written as \.csv or \.jsonl\n  fix: give it such a name"):
+        predict(folder, "--file", str(table), "--out", "x.json")
+    with pytest.raises(SpecError, match=r"--out x.csv: --json prints, --out writes"):
+        predict(folder, "--file", str(table), "--out", "x.csv", "--json")
+    with pytest.raises(DataError, match=r"--file: in.txt is none of .csv"):
+        predict(folder, "--file", "in.txt")
     for words in ([], ["good", "--file", str(table)], ["good", "--out", "x.csv"]):
         with pytest.raises(SpecError, match="give texts, or --file"):
             predict(folder, *words)
@@ -140,4 +143,23 @@ def test_a_rehearsal_says_that_it_is_one(folder: Path) -> None:
     place = ["predict", "--run", folder.name, "--output", str(folder.parent.parent), "Great."]
     done = CliRunner().invoke(app, place)
     assert f"NOTE {folder.name} is a rehearsal (--smoke): trained for two steps on a few rows" in done.stderr
+    assert "NOTE" not in done.stdout
+
+
+def test_the_texts_are_never_written_over_and_what_is_replaced_is_said(folder: Path, tmp_path: Path) -> None:
+    table, out, link = (tmp_path / name for name in ("in.csv", "out.csv", "link.csv"))
+    table.write_text("text\ngood\n")
+    link.symlink_to(table)
+    for same in (table, link):
+        with pytest.raises(SpecError, match=r"--out .*: that is the file with the texts\n  fix: name another file"):
+            predict(folder, "--file", str(table), "--out", str(same))
+    assert table.read_text() == "text\ngood\n"
+    assert predict(folder, "--file", str(table), "--out", str(out)) == f"1 rows in {out}\n"
+    assert predict(folder, "--file", str(table), "--out", str(out)) == f"1 rows in {out} (replaced)\n"
+
+
+def test_truncated_texts_are_counted(folder: Path) -> None:
+    place = ["predict", "--run", folder.name, "--output", str(folder.parent.parent), "--json"]
+    done = CliRunner().invoke(app, [*place, "good", "good " * 200])
+    assert "NOTE 1 of 2 texts are longer than the 128 tokens that are read" in done.stderr
     assert "NOTE" not in done.stdout

@@ -111,8 +111,10 @@ class ToyTask(Task):
     def load_data(self, splits: Splits, checkpoint: str, revision: str | None) -> dict[str, Any]:
         return {}
 
-    def load_inputs(self, examples: list[Example], labels: list[str], checkpoint: str, revision: str | None) -> None:
-        pass
+    def load_inputs(
+        self, examples: list[Example], labels: list[str], checkpoint: str, revision: str | None
+    ) -> dict[str, Any]:
+        return {}
 
     def load_model(self, checkpoint: str, revision: str | None) -> nn.Module:
         return classifier()

@@ -57,11 +57,13 @@ class SequenceClassification(Task):
             self._weights = torch.tensor(len(splits.train.examples) / (len(self._labels) * counts))
         return report
 
-    def load_inputs(self, examples: list[Example], labels: list[str], checkpoint: str, revision: str | None) -> None:
-        """Tokenise them as the split `inputs`. Raises ModelError and DataError as `load_data` does."""
+    def load_inputs(
+        self, examples: list[Example], labels: list[str], checkpoint: str, revision: str | None
+    ) -> dict[str, Any]:
+        """Tokenise them as the split `inputs`; the facts and errors of `load_data`."""
         self._open_tokenizer(checkpoint, revision)
         self._splits, self._labels = {"inputs": Split("inputs", examples, "")}, labels
-        self._encode("inputs", self._splits["inputs"])
+        return self._encode("inputs", self._splits["inputs"])
 
     def _open_tokenizer(self, checkpoint: str, revision: str | None) -> None:
         self._tokenizer = _load_tokenizer(checkpoint, revision)
