@@ -11,7 +11,7 @@ from harness import compression, data, digests, dropout, hub, notes, padding_fre
 from harness.data import Splits
 from harness.errors import ModelError, SpecError
 from harness.method import Method
-from harness.spec import Spec
+from harness.schema import Spec
 from harness.task import Task
 
 _KNOWN = 4

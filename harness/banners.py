@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from harness import changes, device, replicates, report, tracking
 from harness.assembly import Assembled
 from harness.console import Terminal
+from harness.schema import Spec
 from harness.session import Session
-from harness.spec import Spec
 from harness.tracker import Tracker
 
 _WORDS = 12

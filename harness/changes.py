@@ -9,7 +9,7 @@ from typing import Any
 from harness import composing, spec
 from harness.errors import SpecError
 from harness.registry import MAPS
-from harness.spec import Spec
+from harness.schema import Spec
 
 _PLACES = ("output", "tracking.uri")
 """Told on lines of their own."""

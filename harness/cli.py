@@ -71,12 +71,12 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
     """Every setting of an experiment as it would run, and which differ from base.yaml; or what some of them mean."""
-    from harness import spec
+    from harness import explaining, spec
 
     asked = [word for word in words or [] if "=" not in word and not word.startswith("~")]
     chosen = spec.load(name, [word for word in words or [] if word not in asked])
     if asked:
-        found = {key: (value, said) for one in asked for key, value, said in spec.described(chosen, one)}
+        found = {key: (value, said) for one in asked for key, value, said in explaining.described(chosen, one)}
         if as_json:
             told = {key: {"value": value, "meaning": said} for key, (value, said) in found.items()}
             print(json.dumps(told, indent=2, ensure_ascii=False))

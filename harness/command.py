@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness import interruption, spec, storage, threads
+from harness import explaining, interruption, spec, storage, threads
 from harness.errors import HarnessError, Interrupted, SpecError, UserError, did_you_mean
+from harness.schema import Spec
 from harness.storage import RunLock
 from harness.sweeps import space
 from harness.tracking import REHEARSALS
@@ -134,7 +135,7 @@ def _instead_of(flag: str, arguments: list[str]) -> str:
     key, _, value = flag.lstrip("-").partition("=")
     follows = arguments[arguments.index(flag) + 1 :][:1]
     value = value or next((word for word in follows if "=" not in word and not word.startswith("-")), "<value>")
-    if (meant := spec.setting_called(key)) == "seeds":
+    if (meant := explaining.setting_called(key)) == "seeds":
         value = f"[{value}]"
     if meant or key in ("exp", "sweep", *space.KEYS) or "." in key:
         return f"settings have no dashes: {meant or key}={value}"
@@ -210,7 +211,7 @@ def _small(name: str, exp: str | None) -> list[str]:
     return ["trials=2", *confirm, f"study={'-'.join(filter(None, [name, exp]))[:34]}-smoke"]
 
 
-def _run(resolved: spec.Spec, flags: list[str], resume: str | None = None) -> None:
+def _run(resolved: Spec, flags: list[str], resume: str | None = None) -> None:
     storage.writable(storage.PROJECT / resolved.output)  # before the seconds that importing takes
     with _answering(flags):
         threads.before_torch()
@@ -238,7 +239,7 @@ def _take_resume(arguments: list[str]) -> tuple[str, list[str]]:
     return value, rest
 
 
-def _resume(run: str, flags: list[str], words: list[str]) -> tuple[spec.Spec, str]:
+def _resume(run: str, flags: list[str], words: list[str]) -> tuple[Spec, str]:
     """The spec of a run that was stopped, and its name.
 
     Raises:

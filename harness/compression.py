@@ -31,7 +31,7 @@ from torch.nn.utils import prune as pruning
 
 from harness import surgery
 from harness.errors import ModelError
-from harness.spec import Compression
+from harness.schema import Compression
 
 MIB = 2**20
 

@@ -14,7 +14,7 @@ from harness.assembly import Assembled
 from harness.console import Terminal
 from harness.evaluate import Evaluator
 from harness.metric import Predictions
-from harness.spec import Spec
+from harness.schema import Spec
 from harness.task import Task
 
 

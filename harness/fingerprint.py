@@ -17,7 +17,7 @@ from harness import device, digests, provenance
 from harness.assembly import Loaded
 from harness.errors import UnusableRun, UserError
 from harness.keys import Key
-from harness.spec import Spec
+from harness.schema import Spec
 from harness.storage import PROJECT
 
 _INPUTS = ("spec.yaml", "data.json", "parameters.json", "environment.txt")

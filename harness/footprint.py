@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.assembly import Assembled
-    from harness.spec import Spec
+    from harness.schema import Spec
 
 _GIB = 1024**3
 _LINEAR, _ATTENTION = 34, 5

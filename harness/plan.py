@@ -9,7 +9,7 @@ import torch
 
 from harness import assembly, data, device, footprint, keys, report, storage, tracking
 from harness.markdown import text_table
-from harness.spec import Spec
+from harness.schema import Spec
 
 
 def make(spec: Spec) -> dict[str, Any]:

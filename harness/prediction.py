@@ -27,8 +27,8 @@ from harness.data import Example
 from harness.errors import DataError, SpecError, UserError, did_you_mean
 from harness.evaluate import Evaluator
 from harness.metric import Predictions
+from harness.schema import Spec
 from harness.sources import Table
-from harness.spec import Spec
 
 _READ = ("spec.yaml", "data.json", "weights/trained.safetensors")
 

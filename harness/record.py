@@ -8,8 +8,8 @@ from pathlib import Path
 
 from harness import device, footprint, report, storage, yaml_source
 from harness.assembly import Assembled, Loaded
+from harness.schema import Spec
 from harness.selection import Selected
-from harness.spec import Spec
 from harness.tracker import Tracker
 
 

@@ -24,7 +24,7 @@ from harness.batch import Batch
 from harness.data import Example, Split, Splits
 from harness.findings import Finding, judged, largest
 from harness.method import Method
-from harness.spec import Spec
+from harness.schema import Spec
 from harness.task import Task
 from harness.train import Training
 

@@ -9,7 +9,7 @@ from harness import changes, figures, storage
 from harness.assembly import Assembled, Loaded
 from harness.markdown import markdown_table
 from harness.metric import History
-from harness.spec import Spec
+from harness.schema import Spec
 
 _CURVES = ("train/loss", "validation/nll", "validation/f1_macro", "validation/accuracy", "train/learning_rate")
 

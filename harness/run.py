@@ -36,9 +36,9 @@ from harness.errors import StorageError
 from harness.evaluate import Evaluator
 from harness.fingerprint import Statement
 from harness.metric import Metric
+from harness.schema import Spec
 from harness.selection import Oversight, Selection
 from harness.session import Session, begin
-from harness.spec import Spec
 
 
 @dataclass(frozen=True)

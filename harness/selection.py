@@ -21,7 +21,7 @@ from harness.curves import Curves
 from harness.errors import Interrupted, Stopped, StorageError, TrainingError
 from harness.metric import History, Metric
 from harness.progress import Pace, ProgressLine
-from harness.spec import Spec
+from harness.schema import Spec
 from harness.storage import RunLock
 from harness.task import Task
 from harness.tracker import Tracker

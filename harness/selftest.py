@@ -26,7 +26,7 @@ from harness.errors import Interrupted, TrainingError, UserError
 from harness.findings import Finding, has_failed, judged, largest, report
 from harness.proofs import CHECKS, DRAWS_ANEW, Check, draws_anew
 from harness.rehearsal import NUM_STEPS, Alone, Outcome, Rehearsal, by_step
-from harness.spec import Spec
+from harness.schema import Spec
 from harness.tracker import Tracker
 
 PROCESSES = 1e-5

@@ -18,7 +18,7 @@ from harness.assembly import Loaded
 from harness.console import Terminal
 from harness.errors import Interrupted, Stopped, TrainingError, UnusableRun, UserError
 from harness.fingerprint import Statement
-from harness.spec import Spec
+from harness.schema import Spec
 from harness.storage import RunLock
 from harness.tracker import Tracker
 

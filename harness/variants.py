@@ -24,7 +24,7 @@ from harness.console import Terminal
 from harness.errors import Interrupted
 from harness.markdown import markdown_table
 from harness.metric import Metric, Predictions
-from harness.spec import Compression, Spec
+from harness.schema import Compression, Spec
 from harness.task import Task
 
 _LOGGED = ("size_mib", "zipped_mib", "max_logit_difference", "label_flips", "p50_ms", "p95_ms")

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from harness import registry, spec
+from harness import registry, schema, spec
 from harness.cli import app
 from harness.storage import PROJECT
 from harness.sweeps import mistakes, space
@@ -100,7 +100,7 @@ def keys(text: str) -> list[str]:
     return [span for span in spans if span.partition(".")[0] in _SECTIONS and not span.endswith(files)]
 
 
-_SECTIONS = {*spec.Spec.model_fields, *space.KEYS}
+_SECTIONS = {*schema.Spec.model_fields, *space.KEYS}
 
 
 def known_keys() -> set[str]:

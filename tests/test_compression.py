@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from harness.compression import check, prunable, prune, quantise, share_of_zeros, sizes
 from harness.errors import ModelError
-from harness.spec import Compression
+from harness.schema import Compression
 from harness.surgery import role_of
 from tests.toys import FAMILIES, VOCABULARY, classifier, deviation, random_batch
 

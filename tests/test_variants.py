@@ -21,7 +21,7 @@ from harness.console import Terminal
 from harness.errors import Interrupted
 from harness.method import Method
 from harness.metric import Predictions
-from harness.spec import Spec
+from harness.schema import Spec
 from harness.variants import Bench, Judged, compare, judge
 from tests.toys import ToyTask, classifier, deviation, random_batch
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from harness import changes, digests, provenance, spec, yaml_source
+from harness import changes, digests, provenance, schema, spec, yaml_source
 from harness.errors import HarnessError
 from harness.item_significance import Labels
 from harness.keys import Key
@@ -148,7 +148,7 @@ def _entry(
     weights = folder / "weights" / "trained.safetensors"
     size = weights.stat().st_size / 1024**2 if weights.exists() else float("nan")
     return Entry(
-        folder.name, int(end["seeds"][0]), dict(spec.flatten(resolved)), {**end["metrics"], **scores},
+        folder.name, int(end["seeds"][0]), dict(schema.flatten(resolved)), {**end["metrics"], **scores},
         parameters["trainable"], parameters["share_of_full_fine_tuning"], size,
         " ".join([test["sha256"], *labels]), test["rows"], end.get("finishedAt", ""),
         end.get("env", {}).get("device", ""), parameters.get("memory_estimate_gib", {}),
@@ -187,7 +187,7 @@ def label(resolved: dict[str, Any]) -> str:
 def words(resolved: dict[str, Any]) -> list[str]:
     """What a spec has that its experiment's file does not; where that is gone, what base.yaml does not have."""
     shipped = _shipped(str(resolved["name"]))
-    own = {key: value for key, value in spec.flatten(resolved) if changes.is_of_training(key)}
+    own = {key: value for key, value in schema.flatten(resolved) if changes.is_of_training(key)}
     given = [f"{key}={own[key]}" for key in changes.changed(own, shipped)]
     return [*given, *(f"~{plugin}" for plugin in changes.removed(own, shipped))]
 

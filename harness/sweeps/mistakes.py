@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from harness import composing, registry, spec
+from harness import composing, explaining, registry, spec
 from harness.errors import SpecError, did_you_mean
-from harness.spec import Spec
+from harness.schema import Spec
 from harness.sweeps.distribution import Parameter, as_list
 from harness.sweeps.plan import Plan, method_of
 from harness.sweeps.space import KEYS, SearchSpace, load
@@ -78,7 +78,7 @@ def _unknown_keys(overrides: list[str]) -> Iterator[tuple[str, str]]:
         key = override.lstrip("~+").split("=", 1)[0].split(".", 1)[0]
         if key not in Spec.model_fields and ("=" in override or override.startswith("~")):
             place = override if override.startswith(f"{key}=") else f"{override}: {key}"
-            yield override, f"{place}: {spec.unknown_key(key, known)}"
+            yield override, f"{place}: {explaining.unknown_key(key, known)}"
 
 
 def _check_exp(plan: Plan) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from harness import composing, spec
-from harness.spec import Spec
+from harness import composing, schema, spec
+from harness.schema import Spec
 from harness.sweeps.distribution import as_list
 from harness.sweeps.space import SearchSpace
 from harness.sweeps.trials import Arm
@@ -206,7 +206,7 @@ def _shared(plan: Plan, arm: Arm, exp: str) -> dict[str, Any]:
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """One line for each setting of two definitions that is not the same."""
-    old, new = (dict(spec.flatten(one)) for one in (before, after))
+    old, new = (dict(schema.flatten(one)) for one in (before, after))
     told = []
     for key in sorted(old.keys() | new.keys()):
         if old.get(key, _ABSENT) != new.get(key, _ABSENT):

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
-from harness import composing, spec, yaml_source
+from harness import composing, explaining, schema, spec, yaml_source
 from harness.errors import SpecError, did_you_mean
 from harness.settings import Settings
 from harness.storage import PROJECT
@@ -52,7 +52,7 @@ class Confirm(Settings):
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: list[int]) -> list[int]:
-        return spec.distinct_seeds(seeds)
+        return schema.distinct_seeds(seeds)
 
 
 class Resources(Settings):
@@ -252,7 +252,7 @@ def load(name: str, overrides: list[str] | None = None) -> SearchSpace:
         found = SearchSpace.model_validate({**composed, "name": name, "story": told})
     except ValidationError as error:
         problems = [one for problem in error.errors() for one in _single(problem, source)]
-        lines = [spec.explain(problem, places, _siblings, _is_nullable) for problem in problems]
+        lines = [explaining.explain(problem, places, _siblings, _is_nullable) for problem in problems]
         raise SpecError("\n".join(dict.fromkeys(lines))) from None
     found._places = places
     return found

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from harness import storage, tracking
 from harness.console import Terminal
 from harness.errors import Interrupted, SpecError, UserError
-from harness.spec import Spec
+from harness.schema import Spec
 from harness.sweeps.crew import Crew, local_crew, ray_crew
 from harness.sweeps.plan import Plan, definition, differences, trial_spec
 from harness.sweeps.study import Study

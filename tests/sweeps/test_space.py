@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness import spec
+from harness import schema
 from harness.errors import SpecError
 from harness.sweeps import space
 from harness.sweeps.distribution import Parameter
@@ -38,7 +38,7 @@ def _made(of: dict[str, Any], **more: Any) -> SearchSpace:
 
 
 def test_its_keys_and_those_of_a_spec_are_disjoint() -> None:
-    own, of_specs = SearchSpace.model_fields.keys(), spec.Spec.model_fields.keys()
+    own, of_specs = SearchSpace.model_fields.keys(), schema.Spec.model_fields.keys()
     assert own & of_specs == {"name", "story"}
     assert all(space.is_setting(f"{key}=1") for key in own - {"name", "story"})
     assert not any(space.is_setting(f"{key}.x=1") for key in of_specs)
