@@ -163,9 +163,13 @@ def render(plan: Plan) -> str:
     kept = f"by {space.objective[0].metric}" if plan.keeps_by_objective else "as early_stopping says"
     lines.append(f"each trial keeps its best checkpoint, and stops early, {kept}")
     lines += [f"NOTE not the same for all experiments: {line}" for line in plan.budgets()]
+    runs = space.confirm.top * len(space.confirm.seeds) * len(space.arms) if space.confirm else 0
     if space.confirm:
-        runs = space.confirm.top * len(space.confirm.seeds) * len(space.arms)
         lines.append(f"then at most {runs} runs on fresh seeds {space.confirm.seeds}, and the test split once")
+    seeds = len(plan.spec("search", plan.first("search")).seeds)
+    sizes = [space.size(arm) for arm in space.arms]
+    if None not in sizes:
+        lines.append(f"in all at most {seeds * sum(filter(None, sizes)) + runs} trainings")
     return "\n".join(lines)
 
 

@@ -67,9 +67,14 @@ def test_it_says_by_what_a_trial_keeps_its_best_checkpoint(make: Make) -> None:
         (("early_stopping.patience=null",), "as early_stopping says"),
     ]:
         plan = make(text, own=own, overrides=overrides)
-        assert render(plan).splitlines()[-1] == f"each trial keeps its best checkpoint, and stops early, {told}"
+        assert f"each trial keeps its best checkpoint, and stops early, {told}" in render(plan).splitlines()
         by_accuracy = trial_spec(plan, "search", {}, []).early_stopping.metric == "validation/accuracy"
         assert by_accuracy == plan.keeps_by_objective == (not overrides)
+
+
+def test_it_counts_the_trainings_of_all_seeds_and_of_the_confirmation(make: Make) -> None:
+    text = "  train.epochs: {choice: [1, 2]}\nconfirm: {top: 2, seeds: [7, 8, 9]}\n"
+    assert render(make(text, overrides=("seeds=[1,2]",))).endswith("\nin all at most 14 trainings")  # 4 x 2 + 2 x 3
 
 
 def test_it_counts_one_and_several(make: Make) -> None:
@@ -78,6 +83,7 @@ def test_it_counts_one_and_several(make: Make) -> None:
     assert "\nsearch: 4 trials of lora\n" in one
     assert "\nbaseline: 1 trial of full_finetune\n" in one
     assert ", 1 worker\n" in one
+    assert one.endswith("\nin all at most 5 trainings")
     assert ", 2 workers\n" in two
 
 
