@@ -189,7 +189,7 @@ def test_a_password_is_taken_from_the_environment(tmp_path: Path, monkeypatch: p
 
 
 def test_runs_for_people(folder: Path) -> None:
-    identity = run_id(begin(folder, "killed"))
+    identity = run_id(begin(folder, "killed", tags={"spec": "lora"}))
     result = CliRunner().invoke(app, ["runs", "list", "--output", str(folder)])
     assert result.exit_code == 0
     assert any(line.split()[:2] == ["killed", "RUNNING"] for line in result.stdout.splitlines())

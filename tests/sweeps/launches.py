@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ ARGUMENTS = [
     "confirm={top: 1, seeds: [100, 101]}", "space.methods.lora.rank={choice: [1, 2]}", "latency.measure=false",
     "train.max_steps=60", "train.epochs=30", "evaluation.every=60 steps", "checkpoint.every=5 steps",
 ]  # fmt: skip
-RUNS = [*(f"small-s{number:03d}" for number in range(3))]
+RUNS = [*(f"s{number:03d}-small" for number in range(3))]
 
 
 def command(tiny: list[str], output: Path, *more: str) -> list[str]:
@@ -45,7 +46,8 @@ def launched(words: list[str], output: Path, **variables: str) -> Iterator[subpr
 
 def saved(output: Path, trial: str) -> int:
     """The step of the newest checkpoint of a trial, by the name of its lock or its run; 0: there is none."""
-    found = (output / "runs" / f"small-s{trial[-3:]}").glob("checkpoints/step-*")
+    (number,) = re.findall(r"[0-9]{3}", trial)
+    found = (output / "runs" / f"s{number}-small").glob("checkpoints/step-*")
     return max((int(path.name.removeprefix("step-")) for path in found), default=0)
 
 
@@ -78,7 +80,7 @@ def assert_whole(output: Path) -> None:
     children = dict.fromkeys(RUNS, ("small", "FINISHED"))
     confirmed = {name for name in runs if "-seed" in name}
     assert runs == children | dict.fromkeys(confirmed, ("small", "FINISHED"))
-    assert {name[-3:] for name in confirmed} == {"100", "101"}
+    assert {re.findall(r"-seed([0-9]+)-", name)[0] for name in confirmed} == {"100", "101"}
     for name in runs:
         steps = f"select step from metrics join runs using (run_uuid) where key = 'train/loss' and name = '{name}'"
         told = [step for (step,) in query(output, steps)]

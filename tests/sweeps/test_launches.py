@@ -30,7 +30,7 @@ def test_a_study_survives_its_workers_and_its_own_end(tiny: list[str], tmp_path:
     assert {status for _, status in recorded(tmp_path).values()} <= {"KILLED", "FINISHED"}
     assert recorded(tmp_path)["small"] == ("", "KILLED")
     unfinished = [name for name in RUNS if recorded(tmp_path).get(name, ("", ""))[1] == "KILLED"]
-    assert f"small-s{trial[-3:]}" in unfinished
+    assert f"s{trial[-3:]}-small" in unfinished
     assert all(saved(tmp_path, name) for name in unfinished)
 
     done = launch(words)
