@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import tracking_sync
 from tests.sweeps.launches import RUNS, assert_whole, command, launch, launched, owners, recorded, saved
 from tests.test_launch import processes_with, wait_for
 
@@ -27,6 +28,7 @@ def test_a_study_survives_its_workers_and_its_own_end(tiny: list[str], tmp_path:
         study.terminate()
         assert study.wait(90) == 143
     wait_for(lambda: not processes_with(str(tmp_path)), seconds=10)
+    list(tracking_sync.sync(tmp_path))  # what a busy store did not take in the seconds that a stopped run has
     assert {status for _, status in recorded(tmp_path).values()} <= {"KILLED", "FINISHED"}
     assert recorded(tmp_path)["small"] == ("", "KILLED")
     unfinished = [name for name in RUNS if recorded(tmp_path).get(name, ("", ""))[1] == "KILLED"]
