@@ -27,11 +27,9 @@ def test_a_study_survives_its_workers_and_its_own_end(tiny: list[str], tmp_path:
         study.terminate()
         assert study.wait(90) == 143
     wait_for(lambda: not processes_with(str(tmp_path)), seconds=10)
-    waits = any((tmp_path / "spool").glob("*.jsonl"))  # a busy store did not take all in a stopped run's ten seconds
-    ended = {"KILLED", "FINISHED", *(["RUNNING"] if waits else [])}
-    assert {status for _, status in recorded(tmp_path).values()} <= ended
+    assert {status for _, status in recorded(tmp_path).values()} <= {"KILLED", "FINISHED"}
     assert recorded(tmp_path)["small"] == ("", "KILLED")
-    unfinished = [name for name in RUNS if recorded(tmp_path).get(name, ("", "FINISHED"))[1] != "FINISHED"]
+    unfinished = [name for name in RUNS if recorded(tmp_path).get(name, ("", ""))[1] == "KILLED"]
     assert f"s{trial[-3:]}-small" in unfinished
     assert all(saved(tmp_path, name) for name in unfinished)
 
