@@ -239,6 +239,7 @@ def list_runs(
     "has_folder"}]; the id is null, and the rest missing, of a run that MLflow does not know.
     """
     from harness import liveness
+    from harness.markdown import text_table
     from harness.storage import folder_of_runs
 
     folder = folder_of_runs(output)
@@ -251,14 +252,13 @@ def list_runs(
         return
     if not found:
         print(f"MLflow knows no run in {folder}")
-    rows = [["run", "status", "began", "score", "folder"]] if found else []
+    rows = []
     for one in found:
         began = datetime.fromtimestamp(one.run.time / 1000).strftime("%Y-%m-%d %H:%M")
         name, place = "  " * one.depth + one.run.name, "here" if one.has_folder else "no folder"
         rows.append([name, one.run.status, began, one.score, place])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    if rows:
+        print(text_table(["run", "status", "began", "score", "folder"], rows, numbers=False))
     for name in begun:
         print(f"{name}  not in MLflow; it may go on: launch.py --resume {name}")
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from harness.errors import DataError, did_you_mean
+from harness.markdown import text_table
 from harness.sources import Name, Parts, Source, Table, find_parts
 from harness.splitting import SPLITS, Row, carve, check_labels, limited, ordered_labels
 
@@ -131,10 +132,8 @@ def describe(splits: Splits) -> str:
         repeated = [str(facts["duplicates"]["normalised"]), str(facts["in_train"]["normalised"])]
         length = f"{facts['characters']['p50']} (max {facts['characters']['max']})"
         lines.append([name, str(facts["rows"]), *counts, *repeated, length, facts["digest"][:19]])
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     title = f"{splits.source}: {splits.report['rows']} rows, {len(splits.labels)} labels"
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([title, *table, *splits.report["notes"]])
+    return "\n".join([title, text_table(lines[0], lines[1:], numbers=False), *splits.report["notes"]])
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows

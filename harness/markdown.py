@@ -9,9 +9,14 @@ def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join(["| " + " | ".join(columns) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def text_table(columns: list[str], rows: list[list[str]]) -> str:
-    """The same for a terminal: aligned, without rules."""
+def text_table(columns: list[str], rows: list[list[str]], *, numbers: bool = True) -> str:
+    """The same for a terminal: aligned, without rules; `numbers`: all columns but the first are right aligned."""
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-    lines = [[cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-             for row in (columns, *rows)]  # fmt: skip
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    lines = []
+    for row in (columns, *rows):
+        padded = [
+            cell.rjust(width) if numbers and i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
