@@ -29,6 +29,7 @@ methods: setup  ## train every experiment with three seeds, unless done already,
 
 bench: setup  ## measure against other trainers and where time goes, about 40 minutes on two quiet cores (BENCH=--quick: 6)
 	$(BIN)/python benchmarks/peers.py $(BENCH)
+	$(BIN)/python benchmarks/first_step.py $(BENCH)
 	$(BIN)/python benchmarks/step_profile.py $(BENCH)
 	$(BIN)/python benchmarks/method_cost.py $(BENCH)
 	$(BIN)/python benchmarks/latency_cost.py $(BENCH)

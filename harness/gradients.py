@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from harness import faults, memory, padding_free
 from harness.batch import FEWEST, Batch, cut, overhead_tokens
+from harness.embedding_gradients import EmbeddingGradients
 from harness.processes import Agreement, sum_over
 from harness.task import Task
 
@@ -45,6 +46,7 @@ class ExactGradient:
         """What one more micro-batch costs, in tokens of padding; without padding there are as few as can be."""
         self._is_tried = False
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._embeddings = EmbeddingGradients(model)
 
     def load(self, batch: Batch) -> None:
         """Set the batch of the next step: the global one, the same on all processes; each takes its part."""
@@ -75,7 +77,8 @@ class ExactGradient:
         """The batch loss, shape [], detached. Raises OutOfMemory, on all processes, if it ran out on any."""
         loss, summed, has_failed = torch.zeros(()), [], False
         try:
-            loss = self._accumulate()
+            with self._embeddings.collected():
+                loss = self._accumulate()
             summed = self._flatten(loss)
         except (RuntimeError, MemoryError) as error:
             if not memory.ran_out(error):

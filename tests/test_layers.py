@@ -22,6 +22,7 @@ LAYERS = [
         "seeding",
         "surgery",
         "dropout",
+        "embedding_gradients",
         "splitting",
         "figures",
         "console",
