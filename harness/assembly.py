@@ -77,11 +77,17 @@ def load(spec: Spec, known: dict[str, Loaded] | None = None) -> Loaded:
     return known[key]
 
 
-def _read(spec: Spec) -> Loaded:
+def task_of(spec: Spec) -> Task:
+    """The task, before it knows any data."""
     name, settings = next(iter(spec.task.items()))
     task: Task = registry.build("task", name, settings)
-    splits = data.load(spec.data)
-    tokens = task.load_data(splits, spec.model.name, spec.model.revision)
+    return task
+
+
+def _read(spec: Spec) -> Loaded:
+    task = task_of(spec)
+    splits = data.load(spec.data, task.labelling)
+    tokens = task.load_data(splits, spec.model)
     return Loaded(splits, task, tokens, identify(spec))
 
 
@@ -108,7 +114,7 @@ def assemble(spec: Spec, loaded: Loaded, seed: int) -> Assembled:
 def rebuild(spec: Spec, task: Task, seed: int) -> Assembled:
     """The same without what methods prepare for training: to put in what was trained. Raises as `assemble` does."""
     seeding.seed_everything(seed)
-    model = task.load_model(spec.model.name, spec.model.revision)
+    model = task.load_model(spec.model)
     pretrained = sum(parameter.numel() for parameter in model.parameters())
     head_parameters = [model.get_parameter(name) for name in task.head(model)]
     methods: dict[str, Method] = {name: registry.build("method", name, s) for name, s in spec.methods.items()}

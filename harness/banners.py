@@ -89,12 +89,12 @@ def say_parts(terminal: Terminal, assembled: Assembled) -> None:
 
 def say_result(
     terminal: Terminal, name: str, folder: Path, tracker: Tracker, scores: dict[str, float],
-    headline: tuple[str, float], ladder: list[list[str]], signed_by: str,
+    headline: tuple[str, float], titles: list[str], ladder: list[list[str]], signed_by: str,
 ) -> None:  # fmt: skip
     """The score among its yardsticks, and where everything is. Without yardsticks: the test split was not opened."""
     if ladder:
         terminal.say()
-        terminal.table(["on the test split", "macro-F1", "accuracy"], ladder)
+        terminal.table(["on the test split", *titles], ladder)
     terminal.say(
         f"\nscore   {headline[0]} {headline[1]:.4f}, checkpoint of epoch {scores['best/epoch']:.0f}; "
         f"{scores['time/total_s']:.0f} s, {scores['memory/peak_gib']:.2f} GiB"

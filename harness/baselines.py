@@ -8,7 +8,7 @@ data and model only, not on where it is asked: threads, the order of batches and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from harness import hub
 from harness.data import Data, Example, Splits
 from harness.errors import Interrupted
-from harness.metric import Predictions
+from harness.metric import Classified
+from harness.model import Model
 from harness.registry import build
 
 Labels = NDArray[np.int64]
@@ -25,29 +26,29 @@ MAX_LENGTH = 128
 """Tokens of a text that the frozen model reads."""
 
 
-def measure(
-    splits: Splits,
-    data: Data,
-    checkpoint: str,
-    revision: str | None = None,
-    notice: Callable[[str], None] = print,
-) -> list[dict[str, Any]]:
-    """One row per baseline that the data allow: name, f1_macro, accuracy; on the whole test split.
+Yardsticks = Mapping[str, Callable[[], dict[str, float]]]
 
-    A baseline that fails is left out with a notice: a yardstick must not cost a finished run.
-    """
+
+def of_classes(splits: Splits, data: Data, model: Model) -> Yardsticks:
+    """Those that the data allow: f1_macro and accuracy on the whole test split."""
     test, labels = splits.test.examples, splits.labels
     truth = _labels(test)
     known: dict[str, Callable[[], dict[str, float]]] = {
         "majority class": lambda: score(truth, _majority(splits), labels),
         "TF-IDF + logistic regression": lambda: score(truth, _tfidf(splits), labels),
-        f"frozen {checkpoint} + logistic regression": lambda: score(
-            truth, _frozen(splits, checkpoint, revision), labels
-        ),
+        f"frozen {model.name} + logistic regression": lambda: score(truth, _frozen(splits, model), labels),
     }
     if len(labels) == 3 and len(data.cuts) == 2 and all(example.ratings for example in test):
         known["VADER"] = lambda: score(truth, _vader(test), labels)
         known["one human rater"] = lambda: _one_rater(test, data.cuts, labels)
+    return known
+
+
+def measure(known: Yardsticks, notice: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """One row per yardstick: name and scores.
+
+    One that fails is left out with a notice: a yardstick must not cost a finished run.
+    """
     rows = []
     for name, measured in known.items():
         try:
@@ -63,7 +64,7 @@ def measure(
 
 def score(truth: Labels, predicted: Labels, labels: list[str]) -> dict[str, float]:
     """f1_macro and accuracy of predicted labels. [N], [N]"""
-    predictions = Predictions(truth, np.eye(len(labels))[predicted], labels, [])
+    predictions = Classified(truth, np.eye(len(labels))[predicted], labels, [])
     f1 = build("metric", "f1", {}).compute(predictions)["f1_macro"]
     return {"f1_macro": f1, "accuracy": float((predicted == truth).mean())}
 
@@ -98,11 +99,12 @@ def _tfidf(splits: Splits) -> Labels:
     return _logistic(train, splits, vectors.transform([_text(e) for e in splits.test.examples]))
 
 
-def _frozen(splits: Splits, checkpoint: str, revision: str | None) -> Labels:
+def _frozen(splits: Splits, checkpoint: Model) -> Labels:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    source = hub.resolve(checkpoint, revision)
+    revision = checkpoint.revision
+    source = hub.resolve(checkpoint.name, revision)
     with hub.quiet_loading():
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32).eval()

@@ -134,17 +134,17 @@ def baselines(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
 ) -> None:
     """Score what any method has to beat on the experiment's test split."""
+    from harness import assembly, data, report, spec
     from harness import baselines as module
-    from harness import data, spec
     from harness.markdown import text_table
 
     chosen = spec.load(name, overrides or [])
-    splits = data.load(chosen.data)
+    task = assembly.task_of(chosen)
+    splits = data.load(chosen.data, task.labelling)
     print(data.describe(splits), end="\n\n")
-    rows = module.measure(splits, chosen.data, chosen.model.name, chosen.model.revision)
-    rows.sort(key=lambda row: row["f1_macro"])
-    cells = [[row["name"], f"{row['f1_macro']:.3f}", f"{row['accuracy']:.3f}"] for row in rows]
-    print(text_table(["on the test split", "macro-F1", "accuracy"], cells))
+    rows = module.measure(task.yardsticks(splits, chosen.data, chosen.model))
+    cells = report.ladder_rows(rows, list(task.headline))
+    print(text_table(["on the test split", *task.headline.values()], cells))
 
 
 @app.command()

@@ -27,7 +27,7 @@ Names = Annotated[
     ),
 ]
 Against = Annotated[str, typer.Option(help="the reference or one of its runs; default: full_finetune, else the first")]
-Metric = Annotated[str, typer.Option(help="the score on the test split that decides")]
+Metric = Annotated[str, typer.Option(help="the test score that decides; default: macro-F1, or what chose checkpoints")]
 Output = Annotated[Path, typer.Option(help="the folder of runs, relative to the project")]
 Uri = Annotated[str | None, typer.Option(help="MLflow's store; default: the one that is set")]
 
@@ -35,7 +35,7 @@ Uri = Annotated[str | None, typer.Option(help="MLflow's store; default: the one 
 def compare(
     names: Names = None,
     against: Against = "",
-    metric: Metric = "f1_macro",
+    metric: Metric = "",
     output: Output = Path("mlruns"),
     uri: Uri = None,
     as_md: Annotated[bool, typer.Option("--md", help="Markdown")] = False,
@@ -72,7 +72,7 @@ def compare(
 def report(
     names: Names = None,
     against: Against = "",
-    metric: Metric = "f1_macro",
+    metric: Metric = "",
     output: Output = Path("mlruns"),
     uri: Uri = None,
 ) -> None:

@@ -68,7 +68,7 @@ def predict(
         predictor = prediction.Predictor(run, folder_of_runs(output), Terminal())
         names = column or predictor.texts
         table = sources.read_file(file, where="--file") if file else _typed(texts or [], names)
-        answers = prediction.rows_of(predictor.predict(prediction.examples_of(table, names, predictor)))
+        answers = predictor.predict(prediction.examples_of(table, names, predictor)).answers()
     if as_json:
         rows = [{**record, **answer} for (_, record), answer in zip(table.cells, answers, strict=True)]
         print(json.dumps(rows, indent=2, ensure_ascii=False, default=str))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import statistics
 from collections import Counter
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from harness.errors import DataError, did_you_mean
+from harness.labelling import Labelling, as_text
 from harness.markdown import text_table
 from harness.sources import Name, Parts, Source, Table, find_parts
-from harness.splitting import SPLITS, Row, carve, check_labels, limited, ordered_labels
+from harness.splitting import SPLITS, Row, carve, check_has_rows, limited
 
 _Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -54,13 +54,15 @@ class Data(Source):
 
 @dataclass(frozen=True)
 class Example:
-    """One row. `label` is an index into the label list; `ratings` are those of single people, where known."""
+    """One row."""
 
     id: str
     text: str
     pair: str | None
-    label: int
+    label: Any
+    """What is to be learnt, as the task's `labelling` has it; of a class its index in the label list."""
     ratings: tuple[int, ...] = ()
+    """Those of single people, where known."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,12 @@ class Splits:
 # ----------------------------------------------------------------------------------------------------------------- load
 
 
-def load(data: Data) -> Splits:
+def load(data: Data, labelling: Labelling) -> Splits:
     """Read, split and check.
 
     Rows are split by group, or else by row within each label; without groups, rows with the same normalised text count
     as one, so that no text stands on two sides. Which split a row is in depends on its group (or text) and
-    `split_seed`, not on its place in the file. The labels are those of train: in the order of the source if it has one,
-    by number if all are numbers, else sorted.
+    `split_seed`, not on its place in the file. The labels are those of train, in the order that `labelling` gives them.
 
     Raises:
         DataError: the source cannot be found or read, or what it holds cannot be trained and judged on.
@@ -104,17 +105,19 @@ def load(data: Data) -> Splits:
     tables = {split: parts[part]() for split, part in taken.items()}
     rows, dropped = {}, {}
     for split, table in tables.items():
-        rows[split], dropped[split] = _rows(table, data, "" if len(parts) == 1 else f"{taken[split]}-")
+        rows[split], dropped[split] = _rows(table, data, labelling, "" if len(parts) == 1 else f"{taken[split]}-")
     shares = {split: getattr(data, split) for split in ("test", "validation") if split not in taken}
     rows |= carve(rows["train"], shares, data.split_seed)
     if data.limit:
         rows = {split: limited(found, data.limit, data.split_seed, split) for split, found in rows.items()}
-    labels = ordered_labels(rows["train"], tables["train"].labels)
-    check_labels(rows, labels, shares)
-    report = _report(rows, labels, dropped)
+    labels = labelling.names(rows["train"], tables["train"].labels)
+    for split in SPLITS:
+        check_has_rows(split, rows)
+        labelling.check(split, rows, labels, shares)
+    report = _report(rows, labelling, labels, dropped)
     _check_overlap(report["splits"]["test"], data.max_test_overlap)
     report["notes"] = _notes(report["splits"]["validation"], data.max_test_overlap)
-    splits = {name: _split(name, rows[name], labels) for name in SPLITS}
+    splits = {name: _split(name, rows[name], labelling, labels) for name in SPLITS}
     for name in SPLITS:
         report["splits"][name] |= {"taken_from": taken.get(name, "a share of train"), "digest": splits[name].digest}
     subset, revision = f"[{data.subset}]" if data.subset else "", f"@{data.revision}" if data.revision else ""
@@ -132,7 +135,7 @@ def describe(splits: Splits) -> str:
         repeated = [str(facts["duplicates"]["normalised"]), str(facts["in_train"]["normalised"])]
         length = f"{facts['characters']['p50']} (max {facts['characters']['max']})"
         lines.append([name, str(facts["rows"]), *counts, *repeated, length, facts["digest"][:19]])
-    title = f"{splits.source}: {splits.report['rows']} rows, {len(splits.labels)} labels"
+    title = f"{splits.source}: {splits.report['rows']} rows{f', {len(n)} labels' if (n := splits.labels) else ''}"
     return "\n".join([title, text_table(lines[0], lines[1:], numbers=False), *splits.report["notes"]])
 
 
@@ -153,11 +156,11 @@ def _own_splits(data: Data, parts: Parts) -> dict[str, str]:
     return taken
 
 
-def _rows(table: Table, data: Data, prefix: str) -> tuple[list[Row], int]:
+def _rows(table: Table, data: Data, labelling: Labelling, prefix: str) -> tuple[list[Row], int]:
     """The complete rows, and how many are not."""
-    group = data.group or ("document" if table.is_rated else None)
-    wanted = [*(("data.text", name) for name in data.texts), ("data.label", data.label)]
-    wanted += [("data.group", group)] if group else []
+    group, label = data.group or ("document" if table.is_rated else None), _label_column(data, labelling)
+    named = (*(("data.text", name) for name in data.texts), ("data.label", label), ("data.group", group))
+    wanted = [(where, name) for where, name in named if name]
     for where, name in wanted:
         if name not in table.columns:
             why = f"columns: {', '.join(table.columns) or 'none'}"
@@ -167,13 +170,16 @@ def _rows(table: Table, data: Data, prefix: str) -> tuple[list[Row], int]:
     rows: list[Row] = []
     blank: list[tuple[str, str]] = []
     for number, (where, record) in enumerate(table.cells, 1):
-        cells = {name: _cell(record.get(name), where, name) for _, name in wanted}
-        if empty := [(name, where) for name, cell in cells.items() if not cell.strip()]:
+        beside = [record.get(name) for name in data.texts]
+        texts = labelling.texts(beside, where, data.texts)
+        own = labelling.label(record.get(label), beside, where, label) if label else None
+        of = as_text(record.get(group), where, group) if group else ""
+        cells = [*texts, *([own] if label else []), *([of] if group else [])]
+        if empty := [(name, where) for (_, name), cell in zip(wanted, cells, strict=True) if _is_blank(cell)]:
             blank += empty
             continue
-        texts = tuple(cells[name] for name in data.texts)
         id, ratings = (record["id"], record["ratings"]) if table.is_rated else (f"{prefix}{number}", ())
-        rows.append(Row(id, texts, cells[data.label], cells[group] if group else "", ratings))
+        rows.append(Row(id, texts, own, labelling.stratum(own), of, ratings))
     missing = len(table.cells) - len(rows)
     if missing and data.missing == "error":
         counts = ", ".join(f"{count} × {name}" for name, count in Counter(name for name, _ in blank).items())
@@ -182,8 +188,22 @@ def _rows(table: Table, data: Data, prefix: str) -> tuple[list[Row], int]:
     return rows, missing
 
 
-def unlabelled(table: Table, texts: list[str], where: str) -> list[Example]:
-    """The rows of a table as examples to predict, by one or two columns; the label of each is 0, and means nothing.
+def _label_column(data: Data, labelling: Labelling) -> str | None:
+    """`data.label`. Raises DataError where the task and the spec do not agree about whether there are labels."""
+    if labelling.has_labels and data.label is None:
+        fix = "name the column that holds what is to be learnt"
+        raise DataError("this task learns labels, and data.label is null", where="data.label", fix=fix)
+    if data.label and not labelling.has_labels:
+        raise DataError("this task learns from text alone", where="data.label", fix="write label: null")
+    return data.label
+
+
+def _is_blank(cell: Any) -> bool:
+    return not (cell.strip() if isinstance(cell, str) else cell)
+
+
+def unlabelled(table: Table, texts: list[str], labelling: Labelling, where: str) -> list[Example]:
+    """The rows of a table as examples to predict, by one or two columns; their labels mean nothing.
 
     `where`: what a person gives the columns with.
 
@@ -194,43 +214,33 @@ def unlabelled(table: Table, texts: list[str], where: str) -> list[Example]:
         why = f"columns: {', '.join(table.columns) or 'none'}"
         what = f"no column is called '{odd[0]}'"
         raise DataError(what, where=where, why=why, fix=did_you_mean(odd[0], table.columns))
-    rows = [(where, [_cell(record.get(name), where, name) for name in texts]) for where, record in table.cells]
-    if blank := [where for where, cells in rows if not all(cell.strip() for cell in cells)]:
+    rows = [(place, [record.get(name) for name in texts]) for place, record in table.cells]
+    read = [(place, cells, labelling.texts(cells, place, texts)) for place, cells in rows]
+    if blank := [place for place, _, found in read if any(map(_is_blank, found))]:
         raise DataError(
             f"{len(blank)} of {len(rows)} rows have no text", where=blank[0], fix="fill them, or leave them out"
         )
     if not rows:
         raise DataError("there are no rows to predict")
-    return [Example(str(i), cells[0], cells[1] if cells[1:] else None, 0) for i, (_, cells) in enumerate(rows, 1)]
-
-
-def _cell(value: object, where: str, column: str) -> str:
-    """A cell as text, the empty string if it is absent: true, false, and numbers as JSON writes them, 1.0 as 1."""
-    if value is None or value != value:  # NaN
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return str(int(value) if isinstance(value, float) and value.is_integer() else value)
-    if not isinstance(value, str):
-        fix = "name another column, or write text into this one"
-        raise DataError(f"column '{column}' holds a {type(value).__name__}, not text or a number", where=where, fix=fix)
-    if found := re.search(r"[\0\ud800-\udfff]", value):
-        kind = "a NUL character" if found[0] == "\0" else f"half a surrogate pair (\\u{ord(found[0]):04x})"
-        raise DataError(f"column '{column}' holds {kind}", where=where, fix="repair the file: this is no text")
-    return value
+    return [
+        Example(str(number), found[0], found[1] if found[1:] else None, labelling.unknown(cells))
+        for number, (_, cells, found) in enumerate(read, 1)
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------- report
 
 
-def _report(rows: dict[str, list[Row]], labels: list[str], dropped: dict[str, int]) -> dict[str, Any]:
+def _report(
+    rows: dict[str, list[Row]], labelling: Labelling, labels: list[str], dropped: dict[str, int]
+) -> dict[str, Any]:
     """Facts per split; dropped rows count where they were read, before a share was taken from train."""
     exact, normal = {row.texts for row in rows["train"]}, {row.normalised for row in rows["train"]}
     facts: dict[str, Any] = {}
     for name in SPLITS:
         split = rows[name]
-        counts, lengths = Counter(row.label for row in split), [sum(map(len, row.texts)) for row in split]
+        counts = Counter(label for row in split for label in labelling.counted(row.label))
+        lengths = [sum(map(len, row.texts)) for row in split]
         in_train = [row for row in split if name != "train" and row.normalised in normal]
         distinct = {"exact": len({row.texts for row in split}), "normalised": len({row.normalised for row in split})}
         facts[name] = {
@@ -260,11 +270,11 @@ def _notes(validation: dict[str, Any], allowed: float) -> list[str]:
     return [f"NOTE {repeated} of {total} validation texts also stand in train: what it chooses has seen them"]
 
 
-def _split(name: str, rows: list[Row], labels: list[str]) -> Split:
+def _split(name: str, rows: list[Row], labelling: Labelling, labels: list[str]) -> Split:
     examples, digest = [], hashlib.sha256()
     for row in rows:
         text, pair = row.texts[0], row.texts[1] if len(row.texts) > 1 else None
-        examples.append(Example(row.id, text, pair, labels.index(row.label), row.ratings))
+        examples.append(Example(row.id, text, pair, labelling.target(row.label, labels), row.ratings))
         content = json.dumps([row.id, text, pair, row.label, row.ratings], ensure_ascii=False, separators=(",", ":"))
         digest.update(f"{content}\n".encode())
     return Split(name, examples, f"sha256:{digest.hexdigest()}")

@@ -77,8 +77,8 @@ def merge_changes(
         before = evaluator.predict_alone(model, task, "test")
     after = evaluator.predict_alone(merged, task, "test")
     return {
-        "merge/max_logit_difference": float(abs(after.scores - before.scores).max()),
-        "merge/label_flips": float((after.predicted != before.predicted).sum()),
+        "merge/max_logit_difference": float(abs(after.values - before.values).max()),
+        "merge/label_flips": float(after.num_flips(before)),
     }
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from harness import memory, padding_free, processes
+from harness import memory, padding_free, processes, registry
 from harness.metric import Metric, Predictions
 from harness.task import Task
 
@@ -36,10 +36,11 @@ class Evaluator:
         """
         rows, rank, world = task.num_rows(split), self.accelerator.process_index, self.accelerator.num_processes
         part = self._predict(model, task, split, range(rank * rows // world, (rank + 1) * rows // world))
-        parts = [found for found in processes.gather(self.accelerator, part) if found is not None]
+        gathered: list[Predictions | None] = processes.gather(self.accelerator, part)
+        parts = [found for found in gathered if found is not None]
         if len(parts) < world:
             raise memory.exhausted("evaluation", 1, 0)
-        return parts[0] if world == 1 else _joined(parts)
+        return parts[0].joined(parts[1:])
 
     def predict_alone(self, model: nn.Module, task: Task, split: str) -> Predictions:
         """The same on this process only, without the others. Raises TrainingError."""
@@ -71,26 +72,23 @@ class Evaluator:
             return None
 
 
-def _joined(parts: list[Predictions]) -> Predictions:
-    return Predictions(
-        np.concatenate([p.labels for p in parts]),
-        np.concatenate([p.scores for p in parts]),
-        parts[0].label_names,
-        [row for p in parts for row in p.rows],
-    )
-
-
 def token_budget(device: torch.device) -> int:
     """Padded tokens per forward in evaluation."""
     return CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
 
 
-def score(predictions: Predictions, metrics: dict[str, Metric], split: str) -> dict[str, float]:
+def headline(task: Task, predictions: Predictions) -> dict[str, float]:
+    """The scores that the task tells first, whatever metrics the spec has."""
+    metrics = {key: registry.build("metric", registry.producer(key), {}) for key in task.headline}
+    return {key: metric.compute(predictions)[key] for key, metric in metrics.items()}
+
+
+def score(predictions: Predictions, metrics: Mapping[str, Metric[Any]], split: str) -> dict[str, float]:
     """Every metric of a split as `split/name`."""
     return {f"{split}/{key}": value for m in metrics.values() for key, value in m.compute(predictions).items()}
 
 
-def write(predictions: Predictions, metrics: dict[str, Metric], folder: Path) -> None:
+def write(predictions: Predictions, metrics: Mapping[str, Metric[Any]], folder: Path) -> None:
     """The files of every metric: tables and figures."""
     folder.mkdir(parents=True, exist_ok=True)
     for metric in metrics.values():

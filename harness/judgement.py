@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from harness import baselines, deployment, evaluate, record, report, variants
 from harness.assembly import Assembled
@@ -20,11 +21,11 @@ class Judged:
     headline: tuple[str, float]
     """The score that is told first."""
     ladder: list[list[str]] = field(default_factory=list)
-    """The test score among its yardsticks; empty where the test split was not opened."""
+    """The task's headline among its yardsticks; empty where the test split was not opened."""
 
 
 def judge(
-    session: Session, name: str, assembled: Assembled, selected: Selected, metrics: dict[str, Metric],
+    session: Session, name: str, assembled: Assembled, selected: Selected, metrics: dict[str, Metric[Any]],
     evaluator: Evaluator, signed_by: str,
 ) -> Judged:  # fmt: skip
     """Score the model, which holds the best checkpoint, and write what the run leaves about it into its folder.
@@ -51,13 +52,14 @@ def judge(
     compressed = variants.judge(spec, loaded.task, assembled, metrics, session.accelerator, folder, terminal)
     scores |= compressed.scores
     if spec.evaluation.baselines and not session.yardsticks:
-        given = loaded.splits, spec.data, spec.model.name, spec.model.revision
-        session.yardsticks.extend(baselines.measure(*given, terminal.say))
-    own = baselines.score(predictions.labels, predictions.predicted, predictions.label_names)
+        known = loaded.task.yardsticks(loaded.splits, spec.data, spec.model)
+        session.yardsticks.extend(baselines.measure(known, terminal.say))
+    own = evaluate.headline(loaded.task, predictions)
     ladder = report.score_rows(own, session.yardsticks, name)
-    report.learning_curves(selected.history, selected.step, folder)
+    report.learning_curves(selected.history, selected.step, loaded.task.headline, folder)
     told = signed_by, compressed.section
     report.write_card(report.model_card(spec, loaded, assembled, name, own, ladder, scores, *told), folder)
     selecting = f"test/{spec.early_stopping.metric.rpartition('/')[2]}"
-    headline = selecting if selecting in scores else "test/f1_macro"
-    return Judged(scores, (headline, scores.get(headline, own["f1_macro"])), ladder)
+    first, value = next(iter(own.items()))
+    headline = selecting if selecting in scores else f"test/{first}"
+    return Judged(scores, (headline, scores.get(headline, value)), ladder)

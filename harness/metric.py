@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +18,39 @@ History = dict[str, list[tuple[int, float]]]
 """Metric name -> (step, value) in order."""
 
 
+class Predictions(ABC):
+    """What a task predicted for one split, with what is true, example by example. Shapes: N examples."""
+
+    rows: list[dict[str, Any]]
+    """What identifies each example to a person, such as id and text. [N]"""
+
+    @property
+    @abstractmethod
+    def values(self) -> NDArray[np.float64]:
+        """The numbers behind the answers: two ways to compute the same model have to agree in them. [N, ...]"""
+
+    @abstractmethod
+    def num_flips(self, other: Self) -> int:
+        """How many answers are other ones."""
+
+    @abstractmethod
+    def joined(self, following: Sequence[Self]) -> Self:
+        """This part of a split and those that follow it."""
+
+    def answers(self) -> list[dict[str, Any]]:
+        """What is said of each example: the columns that the task's `answer_columns` names. [N]"""
+        return []
+
+    def items(self) -> dict[str, Any] | None:
+        """`labels` and `predicted`, indices into `label_names`, as JSON holds them: for tests over items; None where an
+        example has not one answer of a fixed list.
+        """
+        return None
+
+
 @dataclass(frozen=True)
-class Predictions:
-    """What a task predicted for one split. Shapes: N examples, L labels."""
+class Classified(Predictions):
+    """One label of a fixed list for each example. Shapes: N examples, L labels."""
 
     labels: NDArray[np.int64]
     """True label of each example, an index into `label_names`. [N]"""
@@ -27,6 +60,11 @@ class Predictions:
     """The fixed label list, whether or not a label occurs. [L]"""
     rows: list[dict[str, Any]]
     """What identifies each example to a person: id and text. [N]"""
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """The logits. [N, L]"""
+        return self.scores
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
@@ -39,9 +77,40 @@ class Predictions:
         """The label with the highest logit. [N]"""
         return np.asarray(self.scores.argmax(axis=1), dtype=np.int64)
 
+    def num_flips(self, other: Self) -> int:
+        """Labels that changed."""
+        return int((self.predicted != other.predicted).sum())
 
-class Metric(Settings):
-    """One metric: its settings are its fields.
+    def joined(self, following: Sequence[Self]) -> Self:
+        """This part of a split and those that follow it."""
+        parts = [self, *following]
+        return dataclasses.replace(
+            self,
+            labels=np.concatenate([part.labels for part in parts]),
+            scores=np.concatenate([part.scores for part in parts]),
+            rows=[row for part in parts for row in part.rows],
+        )
+
+    def answers(self) -> list[dict[str, Any]]:
+        """predicted, confidence and `probability_<label>` of each example."""
+        names, answers = self.label_names, []
+        for guess, shares in zip(self.predicted.tolist(), self.probabilities.tolist(), strict=True):
+            probabilities = {f"probability_{name}": share for name, share in zip(names, shares, strict=True)}
+            answers.append({"predicted": names[guess], "confidence": shares[guess], **probabilities})
+        return answers
+
+    def items(self) -> dict[str, Any]:
+        """True and predicted labels."""
+        return {
+            "predicted": self.predicted.tolist(), "labels": self.labels.tolist(), "label_names": self.label_names
+        }  # fmt: skip
+
+
+P = TypeVar("P", bound=Predictions)
+
+
+class Metric(Settings, Generic[P]):
+    """One metric: its settings are its fields. `P` is what it reads: the predictions of the tasks it is for.
 
     `produces` lists the keys `compute` returns whatever the data, so that a spec which monitors a metric that never
     appears is refused before training; keys that depend on the labels may come on top.
@@ -51,9 +120,9 @@ class Metric(Settings):
     less_is_better: ClassVar[tuple[str, ...]] = ()
     """Those of its keys that are losses or errors."""
 
-    def compute(self, predictions: Predictions) -> dict[str, float]:
+    def compute(self, predictions: P) -> dict[str, float]:
         """Numbers over one whole split, from pooled counts, never averaged over batches. Keys are without the split."""
         return {}
 
-    def write(self, predictions: Predictions, folder: Path) -> None:
+    def write(self, predictions: P, folder: Path) -> None:
         """Files for people and tools (tables, figures); called once, for the test split. Default: none."""

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from harness import chain, data, digests, hub
+from harness import chain, data, digests, hub, registry
 from harness.data import Data
 from harness.errors import HarnessError, StorageError
 from harness.fingerprint import code_state
@@ -61,7 +61,8 @@ def _check_data(folder: Path, start: Envelope) -> list[Check]:
         if not digests.same(digests.file_digest(folder / "spec.yaml"), start.subjects.get("spec.yaml")):
             return [Check("data", None, "spec.yaml is not as it was signed, and is not followed")]
         content = yaml.safe_load((folder / "spec.yaml").read_text(encoding="utf-8"))
-        splits = data.load(Data.model_validate(content["data"]))
+        labelling = registry.plugin("task", next(iter(content["task"]))).labelling
+        splits = data.load(Data.model_validate(content["data"]), labelling)
         signed = {entry["split"]: entry["sha256"] for entry in claim or ()}
     except HarnessError as error:
         return [Check("data", None, _line(error))]

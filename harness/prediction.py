@@ -17,7 +17,6 @@ from harness import (
     keys,
     processes,
     provenance,
-    registry,
     spec,
     storage,
     tracking,
@@ -59,6 +58,10 @@ class Predictor:
         report = json.loads((self.folder / "data.json").read_text(encoding="utf-8"))
         self.labels = list(report["splits"]["train"]["labels"])
         self._seed, self._terminal = int(end["seeds"][0]), terminal
+        self.task = assembly.task_of(self.spec)
+        if not self.task.answer_columns(self.labels):
+            what = f"{self.folder.name} was trained on the task {next(iter(self.spec.task))}"
+            raise UserError(f"{what}, which does not answer single texts", where=str(self.folder))
 
     @property
     def texts(self) -> list[str]:
@@ -66,14 +69,13 @@ class Predictor:
         return self.spec.data.texts
 
     def predict(self, examples: list[Example]) -> Predictions:
-        """Labels and probabilities, in order. Raises ModelError, DataError, StorageError, TrainingError."""
+        """What the model says of each, in order. Raises ModelError, DataError, StorageError, TrainingError."""
         say, model = self._terminal.say, self.spec.model
         accelerator = processes.build_accelerator(device.resolve_precision(self.spec.precision, say))
         device.use_all_cores(say)
         device.use_fast_matmul(say)
-        name, settings = next(iter(self.spec.task.items()))
-        task = registry.build("task", name, settings)
-        facts = task.load_inputs(examples, self.labels, model.name, model.revision)
+        task = self.task
+        facts = task.load_inputs(examples, self.labels, model)
         if count := facts.get("truncated"):
             say(f"NOTE {count} of {len(examples)} texts are longer than the {facts['longest']} tokens that are read")
         assembled = assembly.rebuild(self.spec, task, self._seed)
@@ -123,19 +125,10 @@ def examples_of(table: Table, texts: list[str], predictor: Predictor) -> list[Ex
     if len(texts) != len(predictor.texts):
         given, wanted = (f"{n} text column{'s' * (n != 1)}" for n in (len(texts), len(predictor.texts)))
         raise SpecError(f"{given}, the run was trained on {wanted}", where="--column", fix=f"give {wanted}")
-    answer = ["predicted", "confidence", *(f"probability_{label}" for label in predictor.labels)]
+    answer = predictor.task.answer_columns(predictor.labels)
     if taken := [name for name in answer if name in table.columns]:
         raise DataError(f"a column is called '{taken[0]}' already", fix="rename it: the answer is written there")
-    return data.unlabelled(table, texts, "--column")
-
-
-def rows_of(predictions: Predictions) -> list[dict[str, Any]]:
-    """predicted, confidence and `probability_<label>` of each example."""
-    names, answers = predictions.label_names, []
-    for guess, shares in zip(predictions.predicted.tolist(), predictions.probabilities.tolist(), strict=True):
-        probabilities = {f"probability_{name}": share for name, share in zip(names, shares, strict=True)}
-        answers.append({"predicted": names[guess], "confidence": shares[guess], **probabilities})
-    return answers
+    return data.unlabelled(table, texts, predictor.task.labelling, "--column")
 
 
 def write(table: Table, answers: list[dict[str, Any]], file: Path | None) -> str:

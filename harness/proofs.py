@@ -229,7 +229,7 @@ def strength(rehearsal: Rehearsal) -> list[Finding]:
 
 def _logits(rehearsal: Rehearsal, assembled: Assembled) -> dict[str, Tensor]:
     predictions = _evaluator(rehearsal).predict_alone(assembled.model, rehearsal.task, "test")
-    return {"logits": torch.from_numpy(predictions.scores)}
+    return {"logits": torch.from_numpy(predictions.values)}
 
 
 def _evaluator(rehearsal: Rehearsal) -> Evaluator:
@@ -250,7 +250,7 @@ def merge(rehearsal: Rehearsal) -> list[Finding]:
     merged = deployment.merged(assembled)
     changes = deployment.merge_changes(rehearsal.task, assembled.model, merged, before, evaluator)
     flips = int(changes["merge/label_flips"])
-    detail = f"logits of {len(before.labels)} texts after {NUM_STEPS} steps and some noise, {flips} labels flipped"
+    detail = f"logits of {len(before.rows)} texts after {NUM_STEPS} steps and some noise, {flips} labels flipped"
     apart = changes["merge/max_logit_difference"], "a logit"
     found = judged(check, detail, apart, LOGITS[rehearsal.accelerator.mixed_precision])
     may_flip = rehearsal.accelerator.mixed_precision != "no"

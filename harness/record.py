@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+from collections.abc import Iterable
 from pathlib import Path
 
 from harness import device, footprint, report, storage, yaml_source
@@ -44,7 +45,7 @@ def write_spec(spec: Spec, seeds: list[int], folder: Path) -> None:
     storage.write_text(folder / "spec.yaml", yaml_source.dump(resolved))
 
 
-def send_end(spec: Spec, folder: Path, scores: dict[str, float], tracker: Tracker) -> None:
+def send_end(spec: Spec, headline: Iterable[str], folder: Path, scores: dict[str, float], tracker: Tracker) -> None:
     """Everything that is known at the end of a run, and its files, to the tracker."""
     tracker.metrics(scores, int(scores["train/steps"]))
     if (card := folder / "model_card.md").exists():
@@ -52,7 +53,7 @@ def send_end(spec: Spec, folder: Path, scores: dict[str, float], tracker: Tracke
     tracker.artifacts(folder, ignore=["checkpoints/*"])
     if model := spec.tracking.register_as:
         name, _, alias = model.partition("@")
-        told = ", ".join(f"{key} {scores[key]:.4f}" for key in ("test/f1_macro", "test/accuracy") if key in scores)
+        told = ", ".join(f"test/{key} {scores[f'test/{key}']:.4f}" for key in headline if f"test/{key}" in scores)
         tracker.register(name, alias, "weights", f"{folder.name}: {told}")
     tracker.finish("FINISHED")
 

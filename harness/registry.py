@@ -133,6 +133,27 @@ def is_less_better(key: str) -> bool:
     return any(key in getattr(settings_class("metric", name), "less_is_better", ()) for name in names("metric"))
 
 
+def producer(key: str) -> str:
+    """The metric that gives a key. Raises SpecError if there is none."""
+    for name in names("metric"):
+        if key in produces(name):
+            return name
+    raise SpecError(
+        f"no metric gives '{key}'", fix=did_you_mean(key, {k for n in names("metric") for k in produces(n)})
+    )
+
+
+def predictions_of(kind: Literal["task", "metric"], name: str) -> str:
+    """The class of predictions that a task makes or a metric reads, by its name; read without importing it."""
+    check_name(kind, name)
+    tree = ast.parse((_ROOT / FOLDERS[kind] / f"{name}.py").read_text(encoding="utf-8"))
+    plugin = _plugin_class(tree, kind)
+    if kind == "metric":
+        return next(ast.unparse(base.slice) for base in plugin.bases if isinstance(base, ast.Subscript))
+    (predict,) = (node for node in plugin.body if isinstance(node, ast.FunctionDef) and node.name == "predict")
+    return ast.unparse(predict.returns) if predict.returns else ""
+
+
 def not_after(method: str) -> dict[str, str]:
     """Methods that must not stand above this one, with the reason, read without importing it."""
     found: dict[str, str] = getattr(settings_class("method", method), "not_after", {})
@@ -153,6 +174,12 @@ def build(kind: str, name: str, settings: Settings | dict[str, Any]) -> Any:
     return plugin(kind, name)(**values)
 
 
+def _named(base: ast.expr) -> str:
+    """`Metric` of the base classes `Metric` and `Metric[...]`."""
+    base = base.value if isinstance(base, ast.Subscript) else base
+    return base.id if isinstance(base, ast.Name) else ""
+
+
 def _is_public(node: ast.AnnAssign) -> bool:
     return isinstance(node.target, ast.Name) and not node.target.id.startswith("_")
 
@@ -160,9 +187,7 @@ def _is_public(node: ast.AnnAssign) -> bool:
 def _plugin_class(tree: ast.Module, kind: str) -> ast.ClassDef:
     base = kind.capitalize()
     found = [
-        node
-        for node in tree.body
-        if isinstance(node, ast.ClassDef) and any(isinstance(b, ast.Name) and b.id == base for b in node.bases)
+        node for node in tree.body if isinstance(node, ast.ClassDef) and any(_named(b) == base for b in node.bases)
     ]
     assert len(found) == 1, f"a {kind} file holds exactly one class derived from {base}"
     return found[0]

@@ -25,7 +25,6 @@ from harness.data import Example, Split, Splits
 from harness.findings import Finding, judged, largest
 from harness.method import Method
 from harness.schema import Spec
-from harness.task import Task
 from harness.train import Training
 
 ROWS = 16
@@ -75,12 +74,11 @@ class Rehearsal:
         self.accelerator, self.seed = accelerator, seed
         self.whole = spec
         """The spec as it was given."""
+        self.task = assembly.task_of(spec)
         train, validation, test = map(_few, (splits.train, splits.validation, splits.test))
         few = dataclasses.replace(splits, train=train, validation=validation, test=test)
         self.spec = _shorten(spec, len(few.train.examples))
-        name, settings = next(iter(spec.task.items()))
-        self.task: Task = registry.build("task", name, settings)
-        tokens = self.task.load_data(few, spec.model.name, spec.model.revision)
+        tokens = self.task.load_data(few, spec.model)
         self.loaded = Loaded(few, self.task, tokens, {"id": spec.model.name})
         self._scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
 
@@ -160,10 +158,10 @@ def _norm(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 
 
 def _few(split: Split) -> Split:
-    """About `ROWS` rows with texts of different lengths up to the median, every label among them."""
+    """About `ROWS` rows with texts of different lengths up to the median, every class among them."""
     by_label: dict[int, list[Example]] = {}
     for example in sorted(split.examples, key=lambda example: len(example.text) + len(example.pair or "")):
-        by_label.setdefault(example.label, []).append(example)
+        by_label.setdefault(example.label if isinstance(example.label, int) else 0, []).append(example)
     each = max(1, ROWS // len(by_label))
     kept = [example for examples in by_label.values() for example in _spread(examples[: -(-len(examples) // 2)], each)]
     return dataclasses.replace(split, examples=kept)

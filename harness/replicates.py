@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
 from harness import storage
@@ -10,7 +11,7 @@ from harness.console import Terminal
 from harness.markdown import markdown_table
 from harness.tracker import Tracker
 
-_SHOWN = ("test/f1_macro", "test/accuracy", "train/examples_per_second", "time/total_s", "memory/peak_gib")
+_COSTS = ("train/examples_per_second", "time/total_s", "memory/peak_gib")
 
 
 def spread(scores: list[dict[str, float]]) -> dict[str, float]:
@@ -21,11 +22,12 @@ def spread(scores: list[dict[str, float]]) -> dict[str, float]:
 
 
 def summarise(
-    scores: list[dict[str, float]], names: list[str], folder: Path, parent: Tracker, terminal: Terminal
-) -> None:
+    scores: list[dict[str, float]], names: list[str], headline: Iterable[str], folder: Path, parent: Tracker,
+    terminal: Terminal,
+) -> None:  # fmt: skip
     """Write replicates.md and replicates.json, log means and spreads to the parent run, and show them."""
     values = spread(scores)
-    shown = [key for key in _SHOWN if key in values]
+    shown = [key for key in (*(f"test/{key}" for key in headline), *_COSTS) if key in values]
     rows = [[name, *(f"{one[key]:.4g}" for key in shown)] for name, one in zip(names, scores, strict=True)]
     rows.append([f"mean ± sd, n = {len(scores)}", *(f"{values[key]:.4g} ± {values[f'{key}_sd']:.2g}" for key in shown)])
     terminal.say()

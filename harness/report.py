@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from harness import changes, figures, storage
+from harness import changes, figures, registry, storage
 from harness.assembly import Assembled, Loaded
 from harness.markdown import markdown_table
 from harness.metric import History
 from harness.schema import Spec
-
-_CURVES = ("train/loss", "validation/nll", "validation/f1_macro", "validation/accuracy", "train/learning_rate")
 
 
 def parameter_rows(assembled: Assembled) -> list[list[str]]:
@@ -44,9 +43,13 @@ def write_history(history: History, best_step: int, folder: Path) -> None:
     storage.write_json(folder / "learning_curves.json", {"kept": best_step, "curves": storage.finite(dict(history))})
 
 
-def learning_curves(history: History, best_step: int, folder: Path) -> None:
-    """learning_curves.html (self-contained) and learning_curves.png; a line marks the checkpoint that was kept."""
-    shown = [name for name in _CURVES if name in history]
+def learning_curves(history: History, best_step: int, headline: Iterable[str], folder: Path) -> None:
+    """learning_curves.html (self-contained) and learning_curves.png; a line marks the checkpoint that was kept.
+
+    Loss, validation loss and the task's headline, learning rate.
+    """
+    validated = (f"validation/{key}" for key in dict.fromkeys(("nll", *headline)))
+    shown = [name for name in ("train/loss", *validated, "train/learning_rate") if name in history]
     page = figures.subplots(rows=len(shown), cols=1, shared_xaxes=True, vertical_spacing=0.05, subplot_titles=shown)
     figures.dress(page, "Learning curves", 900, 220 * len(shown) + 80)
     image = figures.image("Learning curves", 9, 2.1 * len(shown))
@@ -67,13 +70,15 @@ def learning_curves(history: History, best_step: int, folder: Path) -> None:
     figures.save_png(image, folder / "learning_curves.png")
 
 
-def score_rows(own: dict[str, float], baselines: list[dict[str, Any]], name: str) -> list[list[str]]:
-    """This run's f1_macro and accuracy among the baselines of the same test split, best last."""
-    ladder = [[b["name"], b["f1_macro"], b["accuracy"]] for b in baselines]
-    ladder.append([f"{name} (this run)", own["f1_macro"], own["accuracy"]])
-    return [
-        [str(label), f"{f1:.3f}", f"{accuracy:.3f}"] for label, f1, accuracy in sorted(ladder, key=lambda row: row[1])
-    ]
+def score_rows(own: dict[str, float], yardsticks: list[dict[str, Any]], name: str) -> list[list[str]]:
+    """This run's scores among the yardsticks of the same test split, best last."""
+    return ladder_rows([*yardsticks, {"name": f"{name} (this run)", **own}], list(own))
+
+
+def ladder_rows(found: list[dict[str, Any]], keys: list[str]) -> list[list[str]]:
+    """Names with these scores, best last by the first of them."""
+    ladder = sorted(found, key=lambda row: row[keys[0]], reverse=registry.is_less_better(keys[0]))
+    return [[str(row["name"]), *(f"{row[key]:.3f}" for key in keys)] for row in ladder]
 
 
 def model_card(
@@ -93,18 +98,20 @@ def model_card(
         [split, str(facts["rows"]), ", ".join(f"{k} {v}" for k, v in facts["labels"].items()), facts["digest"][:19]]
         for split, facts in report.items()
     ]
+    scored = ", ".join(f"{title} {own[key]:.3f}" for key, title in loaded.task.headline.items())
+    labels = f"; labels: {', '.join(loaded.splits.labels)}" if loaded.splits.labels else ""
     wanted = ("test/", "merge/", "memory/", "time/")
     numbers = [[key, f"{value:.4g}"] for key, value in sorted(scores.items()) if key.startswith(wanted)]
     return (
         "\n\n".join(
             [
                 f"# {name}",
-                f"**test macro-F1 {own['f1_macro']:.3f}, accuracy {own['accuracy']:.3f}**, training "
-                f"{assembled.count.trainable:,} parameters ({assembled.count.share:.2%} of full fine-tuning)",
+                f"**test {scored}**, training {assembled.count.trainable:,} parameters "
+                f"({assembled.count.share:.2%} of full fine-tuning)",
                 changes.story(spec),
                 f"Pretrained model `{spec.model.name}`, data `{spec.data.name}`. {signed}",
                 "## Scores on the test split",
-                markdown_table(["", "macro-F1", "accuracy"], ladder),
+                markdown_table(["", *loaded.task.headline.values()], ladder),
                 "The checkpoint was chosen on the validation split; the test split was read once, at the end.",
                 markdown_table(["metric", "value"], numbers),
                 *([compressed] if compressed else []),
@@ -117,7 +124,7 @@ def model_card(
                 markdown_table(["split", "rows", "labels", "digest"], data_rows),
                 "## Limits",
                 "One seed says nothing about a method: compare replicates. The scores hold for texts like those above, "
-                f"truncated as the spec says; labels: {', '.join(loaded.splits.labels)}.",
+                f"truncated as the spec says{labels}.",
                 "`weights/trained.safetensors` holds everything that was trained; a folder beside it holds one method "
                 "and the head, in the format of that method's users, without the other methods.",
             ]

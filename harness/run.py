@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from harness import (
     assembly,
@@ -137,7 +138,8 @@ def _run_replicates(session: Session, group: str, parent: str | None, oversight:
             of = _Run(session, name_of_child(group, seed), seed, parent_id, one, of_group=True, is_replicate=True)
             results.append(_same_result(of) or _run_seed(of, None))
         if session.accelerator.is_main_process:
-            replicates.summarise([r.scores for r in results], [r.name for r in results], folder, tracker, terminal)
+            scores, names = [one.scores for one in results], [one.name for one in results]
+            replicates.summarise(scores, names, session.loaded.task.headline, folder, tracker, terminal)
     return [replace(one, parent=(group, tracker.run_id)) for one in results]
 
 
@@ -178,7 +180,7 @@ def _complete(of: _Run, result: Result) -> None:
             snapshot = checkpoints.newest()
             if snapshot:
                 tell(history_of(snapshot), tracker)
-        record.send_end(session.spec, of.folder, result.scores, tracker)
+        record.send_end(session.spec, session.loaded.task.headline, of.folder, result.scores, tracker)
         checkpoints.clear()
 
 
@@ -205,7 +207,7 @@ def _run_seed(of: _Run, assembled: Assembled | None) -> Result:
         record.track_inputs(spec, loaded, assembled, seed, tracker)
         selftest.precede(spec, seed, loaded.splits, accelerator, folder, tracker, terminal)
 
-        metrics: dict[str, Metric] = {n: registry.build("metric", n, s) for n, s in spec.metrics.items()}
+        metrics: dict[str, Metric[Any]] = {n: registry.build("metric", n, s) for n, s in spec.metrics.items()}
         shared = spec, loaded.task, assembled, metrics, accelerator, tracker, terminal
         evaluator = Evaluator(accelerator, terminal.say)
         selected = Selection(*shared, checkpoints, lock, evaluator, of.oversight).select(seed, snapshot)
@@ -223,11 +225,12 @@ def _run_seed(of: _Run, assembled: Assembled | None) -> Result:
             statement.end(folder, scores)
             session.enter(statement, "end", folder)
             faults.point("report.sealed")
-            record.send_end(spec, folder, scores, tracker)
+            record.send_end(spec, loaded.task.headline, folder, scores, tracker)
             if checkpoints:  # last: while they are there, a run that is sealed may lack something in its record
                 checkpoints.clear()
     if accelerator.is_main_process:
-        told = scores, judged.headline, judged.ladder, statement.signed_by
+        titles = list(loaded.task.headline.values())
+        told = scores, judged.headline, titles, judged.ladder, statement.signed_by
         banners.say_result(terminal, name, folder, tracker, *told)
     accelerator.free_memory()  # the optimizer of this run; the next one brings its own
     return Result(name, seed, folder, tracker.run_id, scores)

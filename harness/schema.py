@@ -14,19 +14,11 @@ from harness import registry
 from harness.data import Data
 from harness.errors import did_you_mean
 from harness.latency import Latency
+from harness.model import Model
 from harness.optim import Train
 from harness.settings import Settings
 from harness.tracking import Tracking
 from harness.units import Duration, Interval
-
-
-class Model(Settings):
-    """The pretrained model."""
-
-    name: str = Field(min_length=1)
-    """`builtin:minilm`, a Hub id, or a local folder."""
-    revision: str | None
-    """Branch, tag or commit of a Hub id."""
 
 
 class EarlyStopping(Settings):
@@ -133,6 +125,11 @@ class Spec(Settings):
     def _alive(self) -> Spec:
         """Refuse settings that could never have an effect."""
         metrics = [name for name in self.metrics if name in registry.names("metric")]
+        for task in (name for name in self.task if name in registry.names("task")):
+            made = registry.predictions_of("task", task)
+            if odd := [name for name in metrics if registry.predictions_of("metric", name) != made]:
+                fit = [name for name in registry.names("metric") if registry.predictions_of("metric", name) == made]
+                raise ValueError(f"metrics.{odd[0]}: not for {task}; metrics for it: {', '.join(fit)}")
         known = {f"validation/{key}" for name in metrics for key in registry.produces(name)}
         if self.early_stopping.metric not in known:
             hint = did_you_mean(self.early_stopping.metric, known)

@@ -73,7 +73,7 @@ class Selection:
     """One run's training: `Training` yields steps, this decides what follows each."""
 
     def __init__(
-        self, spec: Spec, task: Task, assembled: Assembled, metrics: dict[str, Metric],
+        self, spec: Spec, task: Task, assembled: Assembled, metrics: dict[str, Metric[Any]],
         accelerator: Accelerator, tracker: Tracker, terminal: Terminal,
         checkpoints: Checkpoints | None = None, lock: RunLock | None = None,
         evaluator: evaluate.Evaluator | None = None, oversight: Oversight | None = None,

@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from harness import data, device, processes, seeding, spec, storage, threads, yaml_source
+from harness import assembly, data, device, processes, seeding, spec, storage, threads, yaml_source
 from harness.console import Terminal
 from harness.data import Splits
 from harness.errors import Interrupted, TrainingError, UserError
@@ -44,8 +44,12 @@ def run(chosen: Spec, say: Callable[[Finding], None]) -> list[Finding]:
     accelerator = processes.build_accelerator(device.resolve_precision(chosen.precision, lambda notice: None))
     device.use_all_cores(lambda notice: None)
     device.use_fast_matmul(lambda notice: None)
-    rehearsal = Rehearsal(chosen, data.load(chosen.data), accelerator, chosen.seeds[0])
+    rehearsal = Rehearsal(chosen, _splits(chosen), accelerator, chosen.seeds[0])
     return examine(rehearsal, {**CHECKS, "1 process = 2": two_processes}, say)
+
+
+def _splits(spec: Spec) -> Splits:
+    return data.load(spec.data, assembly.task_of(spec).labelling)
 
 
 def precede(
@@ -189,7 +193,7 @@ def work(folder: Path) -> None:
         accelerator = processes.build_accelerator("no")
         device.use_all_cores(lambda notice: None)
         chosen = spec.reload(folder / "spec.yaml", {})
-        rehearsal = Rehearsal(chosen, data.load(chosen.data), accelerator, chosen.seeds[0])
+        rehearsal = Rehearsal(chosen, _splits(chosen), accelerator, chosen.seeds[0])
         _write(_in_float64(rehearsal), folder, world, rank)
         processes.wait(accelerator)
     except Exception as error:

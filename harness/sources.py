@@ -39,8 +39,9 @@ class Source(Settings):
     """Hub only: branch, tag or commit; name a commit to read the same rows forever."""
     text: Name | Annotated[list[Name], Field(min_length=2, max_length=2)]
     """The column with the text, or two columns for pairs of texts. Built-ins: `text`."""
-    label: Name
-    """The column with the label; labels are text, whatever the file says. Built-ins: `label`."""
+    label: Name | None
+    """The column with what is to be learnt; null for a task that learns from text alone. Classes are text, whatever the
+    file says. Built-ins: `label`."""
     group: Name | None = None
     """Rows with the same value in this column stay in one split. Built-ins: `document` if none is named."""
     cuts: list[Annotated[float, Field(gt=-4, lt=4)]] = Field(default=[-0.5, 0.5])
@@ -69,7 +70,7 @@ class Source(Settings):
 
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
-        columns = [*self.texts, self.label]
+        columns = [*self.texts, *([self.label] if self.label else [])]
         if len(set(columns)) < len(columns):
             raise ValueError("text and label must be different columns")
         return self

@@ -111,18 +111,45 @@ def defaults() -> dict[str, Any]:
 
 def _build(name: str, overrides: list[str]) -> Spec:
     """Compose and judge `experiments/<name>.yaml`; a map in `MAPS` that is given replaces the one there."""
-    base, own = (yaml_source.read(EXPERIMENTS / file) for file in ("base.yaml", f"{name}.yaml"))
-    if name != "base" and own.defaults[-1:] != ("_self_",):
-        fix = "write it above the settings: what follows differs from base.yaml"
-        raise SpecError("there is no `defaults: [base, _self_]`", where=own.path.name, fix=fix)
-    replaced = [f"~{key}" for key in base.plugins("task") if own.plugins("task") and key not in own.lines]
-    composed = composing.compose(EXPERIMENTS, name, [*replaced, *overrides], maps=MAPS)
-    made = _judge(composed, name, story(name), yaml_source.Places([base, own], overrides))
+    files = _files(name)
+    composed = composing.compose(EXPERIMENTS, name, [*_replaced(files), *overrides], maps=MAPS)
+    made = _judge(composed, name, story(name), yaml_source.Places(files, overrides))
+    own = files[-1]
     gone = [key for key in own.plugins("methods") if key.partition(".")[2] not in made.methods]
     if gone and len(gone) == len(own.plugins("methods")):
         left = f"its name and other settings are left, such as train.learning_rate={made.train.learning_rate:g}"
         notes.note(f"exp={name} is without {' and '.join(gone)}: {left}")
     return made
+
+
+def _files(name: str, above: tuple[str, ...] = ()) -> list[yaml_source.Source]:
+    """The files an experiment is built of, base.yaml first, its own last. Raises SpecError."""
+    own = yaml_source.read(EXPERIMENTS / f"{name}.yaml")
+    if name == "base":
+        return [own]
+    if own.defaults[-1:] != ("_self_",) or len(own.defaults) != 2:
+        fix = "write it above the settings: what follows differs from base.yaml, or from the experiment named there"
+        raise SpecError("there is no `defaults: [base, _self_]`", where=own.path.name, fix=fix)
+    below = own.defaults[0]
+    if below not in (*names(), "base"):
+        raise SpecError(f"no experiment is called '{below}'", where=own.path.name, fix=did_you_mean(below, names()))
+    if below in (name, *above):
+        raise SpecError(f"'{below}' builds on itself", where=own.path.name, fix="let one of them build on base")
+    return [*_files(below, (name, *above)), own]
+
+
+def _replaced(files: list[yaml_source.Source]) -> list[str]:
+    """Overrides that take out what files below said of another task: that task, and its metrics."""
+    gone: dict[str, None] = {}
+    known: list[str] = []
+    for file in files:
+        if (named := file.plugins("task")) and not set(named) & set(known):
+            gone |= dict.fromkeys(known)
+            known = []
+        given = [*named, *file.plugins("metrics")]
+        gone = {key: None for key in gone if key not in given}
+        known += given
+    return [f"~{key}" for key in gone]
 
 
 def _judge(composed: dict[str, Any], name: str, told: str, places: yaml_source.Places) -> Spec:

@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from harness.batch import Batch
-from harness.data import Example, Splits
+from harness.data import Data, Example, Splits
+from harness.labelling import Classes, Labelling
 from harness.metric import Predictions
+from harness.model import Model
 from harness.settings import Settings
 
 
 class Task(Settings, ABC):
     """What is learnt. The loop knows only this class."""
 
+    labelling: ClassVar[Labelling] = Classes()
+    """What the rows of its data are."""
+    headline: ClassVar[dict[str, str]]
+    """The scores that are told first, by what people call them; yardsticks give them too. The first one ranks."""
+
     @abstractmethod
-    def load_data(self, splits: Splits, checkpoint: str, revision: str | None) -> dict[str, Any]:
+    def load_data(self, splits: Splits, model: Model) -> dict[str, Any]:
         """Turn text into tensors; returns what a person should know about it (such as how many rows were truncated)."""
 
     @abstractmethod
-    def load_inputs(
-        self, examples: list[Example], labels: list[str], checkpoint: str, revision: str | None
-    ) -> dict[str, Any]:
+    def load_inputs(self, examples: list[Example], labels: list[str], model: Model) -> dict[str, Any]:
         """Turn examples whose labels nobody knows into the split `inputs`, for a model that was trained on `labels`.
 
         Returns what a person should know about them; `truncated`, where it is known, is how many were truncated.
         """
 
     @abstractmethod
-    def load_model(self, checkpoint: str, revision: str | None) -> nn.Module:
+    def load_model(self, model: Model) -> nn.Module:
         """The pretrained model with this task's head. Raises ModelError."""
 
     @abstractmethod
@@ -63,6 +68,14 @@ class Task(Settings, ABC):
     @abstractmethod
     def predict(self, model: nn.Module, split: str, rows: range, budget: int) -> Predictions:
         """Predictions for these rows of a split, in order, at most `budget` padded tokens per forward."""
+
+    def answer_columns(self, labels: list[str]) -> list[str]:
+        """The columns of `Predictions.answers` for a model trained on `labels`; []: it does not answer single texts."""
+        return []
+
+    def yardsticks(self, splits: Splits, data: Data, model: Model) -> Mapping[str, Callable[[], dict[str, float]]]:
+        """What a score has to beat, by name: each returns the scores of `headline` on the test split."""
+        return {}
 
     @abstractmethod
     def num_rows(self, split: str) -> int:

@@ -13,12 +13,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from harness import baselines, compression, deployment, evaluate, figures, latency, storage
+from harness import compression, deployment, evaluate, figures, latency, storage
 from harness.assembly import Assembled
 from harness.console import Terminal
 from harness.errors import Interrupted
@@ -41,7 +42,7 @@ class Row:
     device: str
     """Such as `cpu (threads: 2), float32`."""
     scores: dict[str, float]
-    """Every metric of the spec, and macro-F1 and accuracy."""
+    """Every metric of the spec, and the task's headline."""
     size_mib: float
     """Its state as `torch.save` writes it."""
     zipped_mib: float
@@ -71,14 +72,16 @@ class Judged:
 
     rows: list[Row]
     times: list[latency.Row]
+    headline: Mapping[str, str]
+    """The task's."""
 
     @property
     def scores(self) -> dict[str, float]:
         """What is worth a chart, such as `compression/int8_f1_macro`, `_size_mib` and `_p50_ms`."""
         values: dict[str, float] = {}
         for row in self.rows:
-            known = {**asdict(row), "f1_macro": row.scores["f1_macro"], "accuracy": row.scores["accuracy"]}
-            logged = [key for key in ("f1_macro", "accuracy", *_LOGGED) if known[key] is not None]
+            known = {**asdict(row), **{key: row.scores[key] for key in self.headline}}
+            logged = [key for key in (*self.headline, *_LOGGED) if known[key] is not None]
             values |= {f"compression/{row.variant}_{key}": float(known[key]) for key in logged}
         return values
 
@@ -87,11 +90,12 @@ class Judged:
         """Table and remarks in Markdown; "" where there is nothing to tell."""
         if not self.rows:
             return ""
-        return "\n\n".join(["## Compressed", markdown_table(*table(self.rows)), *remarks(self.rows, self.times)])
+        shown = markdown_table(*table(self.rows, self.headline))
+        return "\n\n".join(["## Compressed", shown, *remarks(self.rows, self.times)])
 
 
 def judge(
-    spec: Spec, task: Task, assembled: Assembled, metrics: dict[str, Metric], accelerator: Accelerator,
+    spec: Spec, task: Task, assembled: Assembled, metrics: dict[str, Metric[Any]], accelerator: Accelerator,
     folder: Path, terminal: Terminal,
 ) -> Judged:  # fmt: skip
     """Make and judge the variants that the spec asks for, on this process alone; the run's own model stays as it is.
@@ -100,18 +104,18 @@ def judge(
         What was found; also in `compression/` of the run's folder and in the terminal.
     """
     settings, rows, times = spec.compression, list[Row](), list[latency.Row]()
+    judged = Judged(rows, times, task.headline)
     if not (settings.prune or settings.int8):
-        return Judged(rows, times)
+        return judged
     plain = deployment.merged(assembled)
     timing = deployment.readable(spec.latency, plain, terminal) if spec.latency.measure else None
     for makers, bench in _groups(settings, plain, task, metrics, timing, accelerator):
-        found = compare(makers, bench, terminal.say)
-        rows += found.rows
-        times += found.times
-    judged = Judged(rows, times)
+        more_rows, more_times = compare(makers, bench, terminal.say)
+        rows += more_rows
+        times += more_times
     if rows:
         write(judged, folder / "compression")
-        columns, cells = table(rows)
+        columns, cells = table(rows, task.headline)
         terminal.say()
         terminal.table(["compressed", *columns[1:]], cells)
         for remark in remarks(rows, times):
@@ -120,7 +124,7 @@ def judge(
 
 
 def _groups(
-    settings: Compression, plain: nn.Module, task: Task, metrics: dict[str, Metric],
+    settings: Compression, plain: nn.Module, task: Task, metrics: dict[str, Metric[Any]],
     timing: latency.Latency | None, accelerator: Accelerator,
 ) -> list[tuple[Makers, Bench]]:  # fmt: skip
     """The variants of each device, plain first, and how they are judged there."""
@@ -136,7 +140,7 @@ def _groups(
 
 
 def _bench(
-    task: Task, metrics: dict[str, Metric], timing: latency.Latency | None, device: torch.device, precision: str,
+    task: Task, metrics: dict[str, Metric[Any]], timing: latency.Latency | None, device: torch.device, precision: str,
     context: Callable[[], AbstractContextManager[object]],
 ) -> Bench:  # fmt: skip
     def predict(model: nn.Module) -> Predictions:
@@ -144,7 +148,7 @@ def _bench(
             return task.predict(model, "test", range(task.num_rows("test")), evaluate.token_budget(device))
 
     def score(predictions: Predictions) -> dict[str, float]:
-        usual = baselines.score(predictions.labels, predictions.predicted, predictions.label_names)
+        usual = evaluate.headline(task, predictions)
         return usual | {key: value for m in metrics.values() for key, value in m.compute(predictions).items()}
 
     def time(models: dict[str, nn.Module]) -> list[latency.Row]:
@@ -154,7 +158,7 @@ def _bench(
     return Bench(f"{latency.device_name(device)}, {precision}", predict, score, time)
 
 
-def compare(makers: Makers, bench: Bench, notice: Callable[[str], None]) -> Judged:
+def compare(makers: Makers, bench: Bench, notice: Callable[[str], None]) -> tuple[list[Row], list[latency.Row]]:
     """Judge every variant; the first is what the others are compared with.
 
     All are held at once, because they take turns when they are timed. One that cannot be made or does not run is left
@@ -174,7 +178,7 @@ def compare(makers: Makers, bench: Bench, notice: Callable[[str], None]) -> Judg
             notice(f"NOTE no variant '{name}' here: {told[0] if told else type(error).__name__}")
     reference = next(iter(makers))
     if reference not in found:
-        return Judged([], [])
+        return [], []
     times = bench.time(models)
     rows = []
     for name, model in models.items():
@@ -182,12 +186,12 @@ def compare(makers: Makers, bench: Bench, notice: Callable[[str], None]) -> Judg
         facts = *compression.sizes(model), compression.share_of_zeros(model)
         row = Row(name, reference, bench.device, bench.score(found[name]), *facts, *differences, *_timed(times, name))
         rows.append(row)
-    return Judged(rows, times)
+    return rows, times
 
 
 def _differences(own: Predictions, plain: Predictions) -> tuple[float, int]:
     """The largest difference of a logit, and the number of labels that changed."""
-    return float(abs(own.scores - plain.scores).max()), int((own.predicted != plain.predicted).sum())
+    return float(abs(own.values - plain.values).max()), own.num_flips(plain)
 
 
 def _timed(times: list[latency.Row], variant: str) -> tuple[float, float] | tuple[None, None]:
@@ -202,13 +206,13 @@ def _shape(times: list[latency.Row]) -> tuple[int, int]:
     return min(row.batch_size for row in times), max(row.length for row in times)
 
 
-def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+def table(rows: list[Row], headline: Mapping[str, str]) -> tuple[list[str], list[list[str]]]:
     """Columns and cells for people; without milliseconds where nothing was timed."""
     timed = any(row.p50_ms is not None for row in rows)
-    columns = ["", "macro-F1", "accuracy", "MiB", "zipped MiB", "zeros", *(["p50 ms", "p95 ms"] if timed else [])]
+    columns = ["", *headline.values(), "MiB", "zipped MiB", "zeros", *(["p50 ms", "p95 ms"] if timed else [])]
     cells = [
         [
-            row.variant, f"{row.scores['f1_macro']:.3f}", f"{row.scores['accuracy']:.3f}", f"{row.size_mib:.1f}",
+            row.variant, *(f"{row.scores[key]:.3f}" for key in headline), f"{row.size_mib:.1f}",
             f"{row.zipped_mib:.1f}", f"{row.zeros:.1%}", *([f"{row.p50_ms:.2f}", f"{row.p95_ms:.2f}"] if timed else []),
             f"{row.max_logit_difference:.2g}", f"{row.label_flips}",
         ]
@@ -242,11 +246,12 @@ def write(judged: Judged, folder: Path) -> None:
     content = {"variants": list(map(asdict, judged.rows)), "latency": list(map(asdict, judged.times))}
     storage.write_json(folder / "compression.json", {**content, "int8_engine": engine})
     storage.write_text(folder / "compression.md", judged.section.replace("## ", "# ", 1) + "\n")
-    title, x, y = "Score against size", "MiB (hollow: zipped)", "Macro-F1 on the test split"
+    key, title_of = next(iter(judged.headline.items()))
+    title, x, y = "Score against size", "MiB (hollow: zipped)", f"{title_of} on the test split"
     page, image = figures.page(title, 760, 480), figures.image(title, 7.2, 4.4)
     axes = figures.calm(image.subplots())
     for row, colour in zip(judged.rows, cycle(figures.COLOURS), strict=False):
-        sizes, scores = [row.zipped_mib, row.size_mib], [row.scores["f1_macro"]] * 2
+        sizes, scores = [row.zipped_mib, row.size_mib], [row.scores[key]] * 2
         marker = {"symbol": ["circle-open", "circle"], "size": 10, "color": colour}
         page.add_scatter(x=sizes, y=scores, name=row.variant, marker=marker, line={"color": colour, "width": 1.5})
         axes.plot(sizes, scores, color=colour, lw=1.4, label=row.variant)

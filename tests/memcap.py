@@ -91,4 +91,5 @@ class MemCap(TorchDispatchMode):
 def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
     for leaf in tree_flatten(tree)[0]:
         if isinstance(leaf, torch.Tensor):
-            yield leaf.untyped_storage()
+            parts = (leaf._indices(), leaf._values()) if leaf.is_sparse else (leaf,)
+            yield from (part.untyped_storage() for part in parts)

@@ -99,7 +99,7 @@ SCORES = {"test/f1_macro": 0.75, "best/epoch": 3.0, "time/total_s": 61.0, "memor
 
 def test_the_end_says_the_score_the_page_and_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
     banners.say_result(
-        Terminal(), "lora-s1-3f9a", Path("/runs/x"), Server(), SCORES, ("test/f1_macro", 0.75), [], "UNSIGNED."
+        Terminal(), "lora-s1-3f9a", Path("/runs/x"), Server(), SCORES, ("test/f1_macro", 0.75), [], [], "UNSIGNED."
     )
     assert capsys.readouterr().out.splitlines() == [
         "",

@@ -10,11 +10,15 @@ from sklearn.metrics import f1_score
 from harness import baselines, data
 from harness.data import Data, Splits
 from harness.errors import Interrupted
+from harness.labelling import Classes
+from harness.model import Model
+
+MINILM = Model(name="builtin:minilm", revision=None)
 
 
 @pytest.fixture(scope="module")
 def reviews() -> Splits:
-    return data.load(Data(name="builtin:product_reviews", text="text", label="label"))
+    return data.load(Data(name="builtin:product_reviews", text="text", label="label"), Classes())
 
 
 def test_vader_and_raters_reach_what_is_known_of_them(reviews: Splits) -> None:
@@ -39,7 +43,7 @@ def test_scores_are_those_of_scikit_learn(reviews: Splits) -> None:
 
 def test_a_single_cut_leaves_out_what_needs_three_classes() -> None:
     two = Data(name="builtin:product_reviews", text="text", label="label", cuts=[0.0], limit=40, max_test_overlap=1.0)
-    names = [row["name"] for row in baselines.measure(data.load(two), two, "builtin:minilm")]
+    names = [row["name"] for row in baselines.measure(baselines.of_classes(data.load(two, Classes()), two, MINILM))]
     assert names == ["majority class", "TF-IDF + logistic regression", "frozen builtin:minilm + logistic regression"]
 
 
@@ -55,7 +59,7 @@ def test_a_baseline_that_cannot_be_had_is_left_out_and_said(reviews: Splits) -> 
     other = dataclasses.replace(reviews, train=unrepeated(reviews.train), test=unrepeated(reviews.test))
     notices: list[str] = []
     settings = Data(name="builtin:product_reviews", text="text", label="label")
-    rows = baselines.measure(other, settings, "builtin:minilm", notice=notices.append)
+    rows = baselines.measure(baselines.of_classes(other, settings, MINILM), notices.append)
     assert [row["name"] for row in rows] == ["majority class", "frozen builtin:minilm + logistic regression"]
     assert len(notices) == 1
     assert "no baseline 'TF-IDF + logistic regression' here" in notices[0]
@@ -68,7 +72,7 @@ def test_a_signal_ends_them(reviews: Splits, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(baselines, "_tfidf", stopped)
     given = Data(name="builtin:product_reviews", text="text", label="label")
     with pytest.raises(Interrupted):
-        baselines.measure(reviews, given, "builtin:minilm", None)
+        baselines.measure(baselines.of_classes(reviews, given, MINILM))
 
 
 def test_a_checkpoint_with_a_head_is_read_without_a_table_of_what_it_lacks(
@@ -77,18 +81,18 @@ def test_a_checkpoint_with_a_head_is_read_without_a_table_of_what_it_lacks(
     (checkpoint,) = (word.removeprefix("model.name=") for word in tiny if word.startswith("model.name="))
     train, test = (dataclasses.replace(s, examples=s.examples[:40]) for s in (reviews.train, reviews.test))
     few = dataclasses.replace(reviews, train=train, test=test)
-    assert len(baselines._frozen(few, checkpoint, None)) == 40
+    assert len(baselines._frozen(few, Model(name=checkpoint, revision=None))) == 40
     assert "".join(capfd.readouterr()) == ""
 
 
 def test_a_yardstick_is_the_same_under_other_threads_and_batches(reviews: Splits, tiny: list[str]) -> None:
     (checkpoint,) = (word.removeprefix("model.name=") for word in tiny if word.startswith("model.name="))
-    usual = baselines._frozen(reviews, checkpoint, None)
+    usual = baselines._frozen(reviews, Model(name=checkpoint, revision=None))
     turned = dataclasses.replace(reviews.train, examples=reviews.train.examples[::-1])
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if threads > 1 else 2)
     try:
-        other = baselines._frozen(dataclasses.replace(reviews, train=turned), checkpoint, None)
+        other = baselines._frozen(dataclasses.replace(reviews, train=turned), Model(name=checkpoint, revision=None))
     finally:
         torch.set_num_threads(threads)
     assert (usual == other).all()

@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from harness.data import Data, Splits, describe, load
+from harness import data as module
+from harness.data import Data, Splits, describe
 from harness.errors import DataError, StorageError
+from harness.labelling import Classes
 from harness.splitting import SPLITS
 
 Row = dict[str, Any]
@@ -49,6 +51,10 @@ def write(path: Path, rows: list[Row]) -> Path:
 
 def data(name: Path | str, **fields: Any) -> Data:
     return Data(**{"name": str(name), "text": "text", "label": "label"} | fields)
+
+
+def load(settings: Data) -> Splits:
+    return module.load(settings, Classes())
 
 
 def sides(splits: Splits) -> list[set[str]]:

@@ -12,7 +12,7 @@ from harness.console import Terminal
 from harness.deployment import merge_changes, readable
 from harness.evaluate import Evaluator
 from harness.latency import Latency
-from harness.metric import Predictions
+from harness.metric import Classified
 from tests.toys import ToyTask, classifier
 
 
@@ -34,9 +34,9 @@ class OneWeight(nn.Module):
 class FixedTask(ToyTask):
     """Predicts what the model holds."""
 
-    def predict(self, model: nn.Module, split: str, rows: range, budget: int) -> Predictions:
+    def predict(self, model: nn.Module, split: str, rows: range, budget: int) -> Classified:
         scores = model.get_parameter("logits").detach().double().numpy()
-        return Predictions(np.zeros(len(scores), dtype=np.int64), scores, ["a", "b"], [])
+        return Classified(np.zeros(len(scores), dtype=np.int64), scores, ["a", "b"], [])
 
 
 def test_merge_changes_are_the_largest_difference_and_the_flipped_labels() -> None:

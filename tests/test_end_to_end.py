@@ -18,6 +18,8 @@ import yaml
 
 from harness import data
 from harness.data import Data
+from harness.labelling import Classes
+from harness.metric import Classified
 from harness.storage import PROJECT
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*noload.*")]  # SQLAlchemy, asked by MLflow
@@ -124,7 +126,7 @@ def test_the_scores_are_those_of_the_predictions_on_the_test_documents(finished:
     with (finished.folder / "test" / "predictions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     spec = yaml.safe_load((finished.folder / "spec.yaml").read_text())["data"]
-    splits = data.load(Data(**spec))
+    splits = data.load(Data(**spec), Classes())
     assert [row["id"] for row in rows] == [example.id for example in splits.test.examples]
     assert [row["label"] for row in rows] == [splits.labels[example.label] for example in splits.test.examples]
     true, predicted = [row["label"] for row in rows], [row["predicted"] for row in rows]
@@ -149,6 +151,7 @@ def test_the_saved_weights_give_the_predictions_again(finished: Run) -> None:
         rows = list(csv.DictReader(file))[:20]
     columns = [key for key in rows[0] if key.startswith("probability_")]
     kept = np.array([[float(row[column]) for column in columns] for row in rows])
+    assert isinstance(found, Classified)
     assert np.abs(found.probabilities - kept).max() < 1e-4
 
 

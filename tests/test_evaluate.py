@@ -16,6 +16,7 @@ from harness import evaluate, processes
 from harness import memory as memory_module
 from harness.errors import TrainingError
 from harness.evaluate import Evaluator
+from harness.metric import Classified
 from harness.metrics.confusion_matrix import confusion_counts
 from harness.tasks.sequence_classification import SequenceClassification
 from harness.train import Training
@@ -46,6 +47,8 @@ def test_under_any_cap_every_example_is_judged_once(small: tuple[SequenceClassif
             found = evaluator.predict(model, task, "validation")
         assert len(limited.failed) == evaluator.num_out_of_memory == len(said) > 0
         assert evaluator.tokens == evaluate.CPU_TOKENS // 2 ** len(said)
+        assert isinstance(found, Classified)
+        assert isinstance(expected, Classified)
         assert confusion_counts(found).sum() == len(LENGTHS)
         assert [row["id"] for row in found.rows] == [row["id"] for row in expected.rows]
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
@@ -107,7 +110,7 @@ def test_one_process_without_memory_ends_all_with_the_same_sentence(
     with pytest.raises(TrainingError, match="out of memory in evaluation"):
         evaluator.predict(model, task, "validation")
     monkeypatch.setattr(processes, "gather", lambda _, own: [own, own])
-    assert len(evaluator.predict(model, task, "validation").labels) == len(LENGTHS)
+    assert len(evaluator.predict(model, task, "validation").rows) == len(LENGTHS)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(

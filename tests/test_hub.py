@@ -18,8 +18,10 @@ import pytest
 from huggingface_hub import constants
 
 from harness import builtin, hub, notes
-from harness.data import Data, load
+from harness import data as module
+from harness.data import Data
 from harness.errors import DataError, ModelError
+from harness.labelling import Classes
 
 COMMIT = "c" * 40
 
@@ -222,14 +224,14 @@ def _told(names: list[str], **environment: str) -> dict[str, str]:
     """What is said to these names in a process of its own: the libraries read the environment when imported."""
     code = """
 import json, sys
-from harness import data, hub
+from harness import data, hub, labelling
 from harness.errors import HarnessError
 told = {}
 for name in sys.argv[1:]:
     kind, _, id = name.rpartition(":")
     try:
         if kind == "data":
-            data.load(data.Data(name=id, text="text", label="label"))
+            data.load(data.Data(name=id, text="text", label="label"), labelling.Classes())
         else:
             from transformers import AutoTokenizer
             with hub.explained("tokenizer", id):
@@ -272,11 +274,11 @@ def test_a_data_set_is_asked_for_in_the_same_way(online: None, monkeypatch: pyte
     wanted = Data(name="some/thing", text="text", label="label")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     with pytest.raises(DataError, match=r"data.name: .*the Hub cannot be reached\n.*Connection refused"):
-        load(wanted)
+        module.load(wanted, Classes())
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"data.name: 'some/thing' is not in the cache.* HF_HUB_OFFLINE is set\n"):
-        load(wanted)
+        module.load(wanted, Classes())
 
 
 @pytest.mark.slow

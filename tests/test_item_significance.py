@@ -16,7 +16,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from harness import significance
 from harness.item_significance import macro_f1, mcnemar, nested_bootstrap, paired_bootstrap, wilson_interval
-from harness.metric import Predictions
+from harness.metric import Classified
 from harness.metrics.f1 import F1
 from harness.significance import paired_t, paired_t_interval, sign_flip, wilcoxon
 from tests.test_significance import at_most
@@ -80,7 +80,7 @@ def test_macro_f1_is_sklearns_on_every_resample() -> None:
 def test_macro_f1_is_that_of_the_metrics() -> None:
     labels, predicted = guesses(3, 200)
     scores = np.eye(3, dtype=np.float32)[predicted]
-    expected = F1().compute(Predictions(labels, scores, ["a", "b", "c"], [{}] * 200))["f1_macro"]
+    expected = F1().compute(Classified(labels, scores, ["a", "b", "c"], [{}] * 200))["f1_macro"]
     assert macro_f1(labels, predicted, np.ones((1, 200)), 3).tolist() == pytest.approx([expected])
 
 

@@ -14,6 +14,7 @@ from harness import chain, data, digests, origins
 from harness.data import Data
 from harness.fingerprint import code_state
 from harness.keys import Key
+from harness.labelling import Classes
 from harness.provenance import Check, seal
 from harness.verification import Verified
 from tests import sealed
@@ -28,7 +29,7 @@ def make(place: Path, **claims: Any) -> Verified:
     (place / "model").mkdir()
     (place / "model/model.safetensors").write_bytes(b"weights")
     chosen = {"name": str(place / "rows.csv"), "text": "text", "label": "label"}
-    splits = data.load(Data.model_validate(chosen))
+    splits = data.load(Data.model_validate(chosen), Classes())
     found = (splits.train, splits.validation, splits.test)
     start = {
         "runId": "lora", "code": code_state(),
@@ -37,7 +38,7 @@ def make(place: Path, **claims: Any) -> Verified:
     }  # fmt: skip
     folder = place / "runs/lora"
     folder.mkdir(parents=True)
-    (folder / "spec.yaml").write_text(yaml.safe_dump({"data": chosen}))
+    (folder / "spec.yaml").write_text(yaml.safe_dump({"task": {"sequence_classification": {}}, "data": chosen}))
     begun = seal(folder, "start", {**start, **claims}, KEY, subjects=["spec.yaml"])
     (folder / "card.md").write_text("# lora\n")
     seal(folder, "end", {**start, **claims, "prev": begun, "metrics": {}}, KEY, exclude=["checkpoints"])

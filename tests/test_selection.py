@@ -14,7 +14,7 @@ from harness import evaluate, faults, spec
 from harness.assembly import Assembled
 from harness.console import Terminal
 from harness.errors import TrainingError
-from harness.metric import Metric, Predictions
+from harness.metric import Classified, Metric, Predictions
 from harness.selection import Selection
 from harness.surgery import ParameterCount
 from harness.tracker import MemoryTracker
@@ -24,10 +24,10 @@ from tests.toys import ToyTask, classifier, random_batch
 OVERRIDES = ["train.epochs=9", "train.learning_rate=1e-9", "train.batch_size=4"]
 
 
-class Scripted(Metric):
+class Scripted(Metric[Classified]):
     """Gives the next score of a list, whatever the predictions."""
 
-    def compute(self, predictions: Predictions) -> dict[str, float]:
+    def compute(self, predictions: Classified) -> dict[str, float]:
         return {"f1_macro": SCORES.pop(0)}
 
 
@@ -36,7 +36,7 @@ SCORES: list[float] = []
 
 def selection(scores: list[float], monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Selection:
     SCORES[:] = scores
-    nothing = Predictions(np.zeros(0, dtype=np.int64), np.zeros((0, 3)), ["a", "b", "c"], [])
+    nothing = Classified(np.zeros(0, dtype=np.int64), np.zeros((0, 3)), ["a", "b", "c"], [])
     monkeypatch.setattr(evaluate.Evaluator, "predict", lambda *_: nothing)
     model = classifier()
     assembled = Assembled(model, {}, set(), ParameterCount(1, 1, 1), {}, {})

@@ -20,6 +20,7 @@ from harness.command import SMOKE, main
 from harness.console import Terminal
 from harness.errors import SpecError, TrainingError
 from harness.findings import Finding, judged, largest, report
+from harness.labelling import Classes
 from harness.methods import awp, lora
 from harness.methods.mixout import Mixout
 from harness.proofs import CHECKS
@@ -32,7 +33,7 @@ from tests.stores import QUIET
 
 def rehearsal(tiny: list[str], name: str, *more: str) -> Rehearsal:
     chosen = spec.load(name, [*tiny, *more])
-    return Rehearsal(chosen, data.load(chosen.data), Accelerator(cpu=True), 1)
+    return Rehearsal(chosen, data.load(chosen.data, Classes()), Accelerator(cpu=True), 1)
 
 
 def examined(tiny: list[str], check: str, name: str = "lora", *more: str) -> list[Finding]:
@@ -333,7 +334,7 @@ def test_a_run_that_fails_it_does_not_train(tiny: list[str], tmp_path: Path, mon
     merge_badly(monkeypatch)
     tracker, given = MemoryTracker(), (Accelerator(cpu=True), tmp_path)
     with pytest.raises(TrainingError, match=r"(?s)the selftest failed.*merged = unmerged"):
-        selftest.precede(chosen, 1, data.load(chosen.data), *given, tracker, Terminal(False))
+        selftest.precede(chosen, 1, data.load(chosen.data, Classes()), *given, tracker, Terminal(False))
     assert not json.loads((tmp_path / "selftest.json").read_text())["passed"]
     assert {"kind": "tags", "values": {"selftest": "failed"}} in tracker.messages
 

@@ -74,14 +74,42 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return files
 
 
-def test_the_task_of_a_file_takes_the_place_of_the_one_in_base(experiments: Path) -> None:
+def test_the_task_of_a_file_takes_the_place_of_the_one_in_base_and_brings_its_metrics(experiments: Path) -> None:
     base = (experiments / "base.yaml").read_text()
     (experiments / "base.yaml").write_text(base.replace("sequence_classification: {max_length: 128}", "other: {}"))
-    own = "task: {sequence_classification: {max_length: 64}}\nmetrics: {calibration: {bins: 9}}\n"
+    own = "task: {sequence_classification: {max_length: 64}}\nmetrics: {calibration: {bins: 9}, f1: {}}\n"
     (experiments / "mine.yaml").write_text(f"defaults: [base, _self_]\n{own}")
     mine = spec.load("mine")
     assert list(mine.task) == ["sequence_classification"]
-    assert mine.flat()["metrics.calibration.bins"] == 9 and "f1" in mine.metrics
+    assert mine.flat()["metrics.calibration.bins"] == 9
+    assert set(mine.metrics) == {"calibration", "f1"}
+    (experiments / "more.yaml").write_text("defaults: [mine, _self_]\ntrain: {epochs: 7}\nmetrics: {accuracy: {}}\n")
+    more = spec.load("more", ["data.limit=40"])
+    assert (list(more.task), more.train.epochs) == (["sequence_classification"], 7)
+    assert more.flat()["task.sequence_classification.max_length"] == 64
+    assert set(more.metrics) == {"calibration", "f1", "accuracy"}
+    (experiments / "again.yaml").write_text(
+        "defaults: [more, _self_]\ntask: {sequence_classification: {max_length: 9}}\n"
+    )
+    again = spec.load("again")
+    assert again.flat()["task.sequence_classification.max_length"] == 9
+    assert set(again.metrics) == {"calibration", "f1", "accuracy"}, "the same task keeps them"
+
+
+def test_a_file_builds_on_one_that_is_there_and_not_on_itself(experiments: Path) -> None:
+    (experiments / "one.yaml").write_text("defaults: [fulll_finetune, _self_]\n")
+    with pytest.raises(SpecError, match=r"^one\.yaml: no experiment is called 'fulll_finetune'\n.*'full_finetune'"):
+        spec.load("one")
+    (experiments / "one.yaml").write_text("defaults: [two, _self_]\n")
+    (experiments / "two.yaml").write_text("defaults: [one, _self_]\n")
+    with pytest.raises(SpecError, match=r"^two\.yaml: 'one' builds on itself"):
+        spec.load("one")
+    (experiments / "two.yaml").write_text("defaults: [lora, _self_]\ntrain: {learning_rat: 1}\n")
+    with pytest.raises(SpecError, match=r"^two\.yaml:2: train\.learning_rat: unknown key"):
+        spec.load("one")
+
+
+def test_a_plugin_is_not_null(experiments: Path) -> None:
     (experiments / "mine.yaml").write_text("defaults: [base, _self_]\nmetrics: {f1: null}\n")
     with pytest.raises(SpecError, match=r"(?m)^mine\.yaml:2: metrics\.f1: null is no map of settings; "):
         spec.load("mine")

@@ -20,7 +20,7 @@ from harness.compression import prune
 from harness.console import Terminal
 from harness.errors import Interrupted
 from harness.method import Method
-from harness.metric import Predictions
+from harness.metric import Classified
 from harness.schema import Spec
 from harness.variants import Bench, Judged, compare, judge
 from tests.toys import ToyTask, classifier, deviation, random_batch
@@ -32,12 +32,12 @@ TRAIN = spec.load("full_finetune").train
 class RealTask(ToyTask):
     """Predicts the labels of its batches."""
 
-    def predict(self, model: nn.Module, split: str, rows: range, budget: int) -> Predictions:
+    def predict(self, model: nn.Module, split: str, rows: range, budget: int) -> Classified:
         (batch,) = self._batches
         inputs = {name: tensor for name, tensor in batch.per_token.items() if name != "labels"}
         with torch.inference_mode():
             scores = model(**inputs).logits.double().numpy()
-        return Predictions(batch.per_example["labels"].numpy(), scores, NAMES, [])
+        return Classified(batch.per_example["labels"].numpy(), scores, NAMES, [])
 
 
 def assembled(methods: dict[str, Any]) -> Assembled:
@@ -145,10 +145,10 @@ def test_a_variant_that_fails_is_left_out_with_a_notice() -> None:
         "odd": failing(ValueError("it broke\nat length")),
         "half": lambda: prune(model, 0.5),
     }
-    found = compare(makers, bench(), said.append)
-    assert [row.variant for row in found.rows] == ["plain", "half"]
+    rows, _ = compare(makers, bench(), said.append)
+    assert [row.variant for row in rows] == ["plain", "half"]
     assert said == ["NOTE no variant 'odd' here: it broke"]
-    assert compare({"plain": failing(ValueError())}, bench(), said.append).rows == []
+    assert compare({"plain": failing(ValueError())}, bench(), said.append) == ([], [])
 
 
 def test_being_stopped_is_not_a_failing_variant() -> None:
@@ -158,7 +158,7 @@ def test_being_stopped_is_not_a_failing_variant() -> None:
 
 def test_differences_are_those_to_the_plain_logits() -> None:
     model = classifier()
-    found = compare({"plain": lambda: model, "half": lambda: prune(model, 0.5)}, bench(), print).rows[1]
+    found = compare({"plain": lambda: model, "half": lambda: prune(model, 0.5)}, bench(), print)[0][1]
     task = RealTask().with_batches([random_batch([3, 4])])
     one, two = (task.predict(m, "test", range(2), 1) for m in (model, prune(model, 0.5)))
     assert found.max_logit_difference == deviation(torch.from_numpy(one.scores), torch.from_numpy(two.scores))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from harness import losses
 from harness.batch import Batch
 from harness.data import Example, Splits
-from harness.metric import Predictions
+from harness.metric import Classified
+from harness.model import Model
 from harness.task import Task
 
 VOCABULARY = 50
@@ -95,6 +96,8 @@ def random_batch(lengths: list[int], labels: int = 3, seed: int = 0, token_label
 class ToyTask(Task):
     """Classification of random texts, or of their tokens, from batches that are given."""
 
+    headline: ClassVar[dict[str, str]] = {"f1_macro": "macro-F1", "accuracy": "accuracy"}
+
     class_weights: list[float] | None = None
     label_smoothing: float = 0.0
     token_labels: bool = False
@@ -108,15 +111,13 @@ class ToyTask(Task):
         self._batches = batches
         return self
 
-    def load_data(self, splits: Splits, checkpoint: str, revision: str | None) -> dict[str, Any]:
+    def load_data(self, splits: Splits, model: Model) -> dict[str, Any]:
         return {}
 
-    def load_inputs(
-        self, examples: list[Example], labels: list[str], checkpoint: str, revision: str | None
-    ) -> dict[str, Any]:
+    def load_inputs(self, examples: list[Example], labels: list[str], model: Model) -> dict[str, Any]:
         return {}
 
-    def load_model(self, checkpoint: str, revision: str | None) -> nn.Module:
+    def load_model(self, model: Model) -> nn.Module:
         return classifier()
 
     def head(self, model: nn.Module) -> set[str]:
@@ -143,8 +144,8 @@ class ToyTask(Task):
         summed = losses.cross_entropy_sum(logits, self._labels_of(micro), self.weights, self.label_smoothing)
         return summed / units["units"]
 
-    def predict(self, model: nn.Module, split: str, rows: range, budget: int) -> Predictions:
-        return Predictions(np.zeros(0, dtype=np.int64), np.zeros((0, 3)), ["a", "b", "c"], [])
+    def predict(self, model: nn.Module, split: str, rows: range, budget: int) -> Classified:
+        return Classified(np.zeros(0, dtype=np.int64), np.zeros((0, 3)), ["a", "b", "c"], [])
 
     def example(self, batch_size: int, length: int) -> dict[str, Tensor]:
         return {"input_ids": torch.ones(batch_size, length, dtype=torch.long)}

@@ -146,7 +146,7 @@ class Comparison:
         return told
 
 
-def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: str = "f1_macro",
+def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: str = "",
             uri: str | None = None) -> tuple[list[Comparison], list[str]]:  # fmt: skip
     """One comparison for each test split among what these names stand for, and notes on what was left out.
 
@@ -155,23 +155,26 @@ def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: st
         output: the folder of runs.
         against: name of the reference, or of a run of it; default: full fine-tuning if it is among them, else the first
             one named.
-        metric: a score on the test split, without `test/`.
+        metric: a score on the test split, without `test/`; default: macro-F1, and where runs have none, the one that
+            chose their checkpoints.
         uri: MLflow's store, for filters and ids.
 
     Raises:
         SpecError: a name that stands for nothing, no such reference, a score that the runs do not have.
         StorageError: the store cannot be read.
     """
-    found, key = reading.find(asked, output, uri), f"test/{metric}"
+    found = reading.find(asked, output, uri)
     made, is_named = [], False
     for split in dict.fromkeys(system.first.test for system in found.systems):
         here = [system for system in found.systems if system.first.test == split]
+        decides = metric or _usual_metric(here[0])
+        key = f"test/{decides}"
         here = _with_score(here, key, found.notes)
         if not here:
             continue
         named = _named(here, against)
         reference, is_named = named or _usual(here), is_named or named is not None
-        sign = -1 if registry.is_less_better(metric) else 1
+        sign = -1 if registry.is_less_better(decides) else 1
         here.sort(key=lambda one: -sign * statistics.fmean(one.values(key)))
         made.append(
             Comparison(
@@ -182,13 +185,20 @@ def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: st
     if not made:
         scores = {name for system in found.systems for name in system.first.scores if name.startswith("test/")}
         known = [name.partition("/")[2] for name in scores]
-        raise SpecError(f"no run has the score {key}", where="--metric", fix=did_you_mean(metric, known))
+        what = f"no run has the score test/{metric}" if metric else "these runs have no score on the test split"
+        raise SpecError(what, where="--metric", fix=did_you_mean(metric, known) if known else "")
     if against and not is_named:
         names = [system.name for system in found.systems]
         raise SpecError(f"{against} is not among what is compared", where="--against", fix=did_you_mean(against, names))
     if len(made) > 1:
         found.notes.append("the runs were judged on different test splits: scores are compared within each only")
     return made, found.notes
+
+
+def _usual_metric(system: System) -> str:
+    """Macro-F1; where the task knows none, the metric that chose the checkpoints."""
+    is_known = "test/f1_macro" in system.first.scores
+    return "f1_macro" if is_known else str(system.first.settings["early_stopping.metric"]).rpartition("/")[2]
 
 
 def _with_score(systems: list[System], key: str, notes: list[str]) -> list[System]:

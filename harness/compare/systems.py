@@ -207,8 +207,10 @@ def _of_study(study: Path, reader: Reader) -> Iterator[Run]:
         if winners and file.stem not in winners:
             continue
         judged = json.loads(file.read_text(encoding="utf-8"))
-        labels, predicted = (np.asarray(judged[key], dtype=np.int64) for key in ("labels", "predicted"))
-        predictions = Predictions(labels, predicted, judged["label_names"])
+        predictions = None
+        if "predicted" in judged:
+            labels, predicted = (np.asarray(judged[key], dtype=np.int64) for key in ("labels", "predicted"))
+            predictions = Predictions(labels, predicted, judged["label_names"])
         for one in reader.finished(file.stem, judged["scores"] | _latency(study, file.stem), predictions):
             yield replace(one, study=study.name)
 

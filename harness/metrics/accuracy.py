@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from harness.metric import Metric, Predictions
+from harness.metric import Classified, Metric
 
 
-class Accuracy(Metric):
+class Accuracy(Metric[Classified]):
     """`accuracy`; of equal logits the first label counts as predicted."""
 
     produces: ClassVar[tuple[str, ...]] = ("accuracy",)
 
-    def compute(self, predictions: Predictions) -> dict[str, float]:
+    def compute(self, predictions: Classified) -> dict[str, float]:
         """Correct examples / all examples."""
         return {"accuracy": float((predictions.predicted == predictions.labels).mean())}

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from harness import figures
-from harness.metric import Metric, Predictions
+from harness.metric import Classified, Metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Calibration(Metric):
+class Calibration(Metric[Classified]):
     """`ece`, `brier` and `nll`; the last two need no bins.
 
     ece: sum over bins of (examples in bin / N) x |accuracy - mean confidence| (Guo 2017, arXiv:1706.04599, equation 3);
@@ -32,7 +32,7 @@ class Calibration(Metric):
     bins: int = Field(default=15, ge=1)
     """Bins of equal width (low, high] over the confidence, which is the highest probability."""
 
-    def compute(self, predictions: Predictions) -> dict[str, float]:
+    def compute(self, predictions: Classified) -> dict[str, float]:
         """The three numbers over all N examples."""
         found = reliability(predictions, self.bins)
         gaps = np.abs(found.accuracy - found.confidence)  # [bins]
@@ -45,7 +45,7 @@ class Calibration(Metric):
             "nll": float(-_log_probabilities(predictions.scores)[examples, predictions.labels].mean()),
         }
 
-    def write(self, predictions: Predictions, folder: Path) -> None:
+    def write(self, predictions: Classified, folder: Path) -> None:
         """calibration.html and calibration.png: accuracy over confidence, and how many examples each bin holds."""
         bins = reliability(predictions, self.bins)
         ece = self.compute(predictions)["ece"]
@@ -63,7 +63,7 @@ class Bins:
     confidence: NDArray[np.float64]
 
 
-def reliability(predictions: Predictions, bins: int) -> Bins:
+def reliability(predictions: Classified, bins: int) -> Bins:
     """Sort examples into bins; a confidence on an edge belongs to the bin below, so that 1.0 falls into the last."""
     confidence = predictions.probabilities.max(axis=1)  # [N]
     correct = (predictions.predicted == predictions.labels).astype(np.float64)  # [N]

@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.metric import Metric, Predictions
+from harness.metric import Classified, Metric
 from harness.storage import write_json, write_text
 
 
-class ClassificationReport(Metric):
+class ClassificationReport(Metric[Classified]):
     """scikit-learn's report over the fixed label list; a division by zero counts as 0."""
 
-    def write(self, predictions: Predictions, folder: Path) -> None:
+    def write(self, predictions: Classified, folder: Path) -> None:
         """classification_report.txt for people and classification_report.json for tools."""
         write_text(folder / "classification_report.txt", _text(predictions))
         write_json(folder / "classification_report.json", _table(predictions))
 
 
-def _table(predictions: Predictions) -> dict[str, Any]:
+def _table(predictions: Classified) -> dict[str, Any]:
     """`classes` (a list: names may repeat), `macro` and `weighted`, each with the four values, and `accuracy`."""
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
@@ -40,7 +40,7 @@ def _table(predictions: Predictions) -> dict[str, Any]:
     return {"classes": classes, "accuracy": float(accuracy_score(true, predicted)), **averages}
 
 
-def _text(predictions: Predictions) -> str:
+def _text(predictions: Classified) -> str:
     """The same as a table with aligned columns."""
     from sklearn.metrics import classification_report
 

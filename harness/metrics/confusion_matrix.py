@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import figures
-from harness.metric import Metric, Predictions
+from harness.metric import Classified, Metric
 from harness.storage import write_json
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 _MOST_LABELS_WITH_NUMBERS = 24
 
 
-class ConfusionMatrix(Metric):
+class ConfusionMatrix(Metric[Classified]):
     """Rows are true labels, columns predicted ones, over the fixed label list; a row's total is the label's support."""
 
-    def write(self, predictions: Predictions, folder: Path) -> None:
+    def write(self, predictions: Classified, folder: Path) -> None:
         """confusion_matrix.json (`labels`, `counts`, `row_totals`), .html (hover, no network needed) and .png."""
         names, counts = predictions.label_names, confusion_counts(predictions)
         totals = counts.sum(axis=1).tolist()
@@ -33,7 +33,7 @@ class ConfusionMatrix(Metric):
         figures.save_png(_image(title, names, counts), folder / "confusion_matrix.png")
 
 
-def confusion_counts(predictions: Predictions) -> NDArray[np.int64]:
+def confusion_counts(predictions: Classified) -> NDArray[np.int64]:
     """How many examples of each true label (row) got each predicted label (column). [L, L]"""
     size = len(predictions.label_names)
     cells = predictions.labels * size + predictions.predicted  # [N]

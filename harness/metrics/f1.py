@@ -8,12 +8,12 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.metric import Metric, Predictions
+from harness.metric import Classified, Metric
 
 _AVERAGES = ("macro", "weighted", "micro")
 
 
-class F1(Metric):
+class F1(Metric[Classified]):
     """Averages and per-class values, named `f1_macro`, `f1_<label>` and so on; a division by zero counts as 0.
 
     Macro F1 is the mean of the per-class F1, not the F1 of mean precision and mean recall: the two differ (Opitz and
@@ -30,7 +30,7 @@ class F1(Metric):
         "recall_weighted",
     )
 
-    def compute(self, predictions: Predictions) -> dict[str, float]:
+    def compute(self, predictions: Classified) -> dict[str, float]:
         """The averages, then F1, precision and recall of each label in the order of the label list."""
         labels, predicted, size = predictions.labels, predictions.predicted, len(predictions.label_names)
         hits = np.bincount(labels[labels == predicted], minlength=size)  # [L]

@@ -6,14 +6,14 @@ import csv
 import io
 from pathlib import Path
 
-from harness.metric import Metric, Predictions
+from harness.metric import Classified, Metric
 from harness.storage import write_text
 
 
-class PredictionTable(Metric):
+class PredictionTable(Metric[Classified]):
     """No numbers, one file: predictions.csv, in the order of the split."""
 
-    def write(self, predictions: Predictions, folder: Path) -> None:
+    def write(self, predictions: Classified, folder: Path) -> None:
         """predictions.csv: id, text (pair), label, predicted, correct, confidence, `probability_<label>` each."""
         names = predictions.label_names
         file = io.StringIO(newline="")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,18 +121,18 @@ def winner(plan: Plan, confirmed: list[Confirmed]) -> Confirmed | None:
 
 def _tested(plan: Plan, session: Session, folder: Path, one: Confirmed) -> OnTest:
     """Predictions and scores of each seed's run on the test split."""
-    found: dict[str, Any] = {}
-    scores, predicted = [], []
+    judged: list[dict[str, Any]] = []
     for seed, run in one.runs.items():
         file = folder / "test" / f"{run}.json"
         if not file.exists():
             session.terminal.say(f"test split: {run}")
             storage.write_json(file, _judge(plan, session, one, seed, run))
-        found = json.loads(file.read_text(encoding="utf-8"))
-        scores.append(found["scores"])
-        predicted.append(found["predicted"])
-    labels = np.asarray(found["labels"])
-    return OnTest(list(one.runs), scores, np.asarray(predicted), labels, len(found["label_names"]))
+        judged.append(json.loads(file.read_text(encoding="utf-8")))
+    on_test, first = OnTest(list(one.runs), [found["scores"] for found in judged]), judged[0]
+    if "predicted" not in first:
+        return on_test
+    predicted, labels = np.asarray([found["predicted"] for found in judged]), np.asarray(first["labels"])
+    return replace(on_test, predicted=predicted, labels=labels, num_labels=len(first["label_names"]))
 
 
 def _judge(plan: Plan, session: Session, one: Confirmed, seed: int, run: str) -> dict[str, Any]:
@@ -139,12 +140,7 @@ def _judge(plan: Plan, session: Session, one: Confirmed, seed: int, run: str) ->
     model = _load(of, seed, run)
     metrics = {name: registry.build("metric", name, settings) for name, settings in of.spec.metrics.items()}
     predictions = Evaluator(of.accelerator, of.terminal.say).predict_alone(model.model, of.loaded.task, "test")
-    return {
-        "scores": evaluate.score(predictions, metrics, "test"),
-        "predicted": predictions.predicted.tolist(),
-        "labels": predictions.labels.tolist(),
-        "label_names": predictions.label_names,
-    }
+    return {"scores": evaluate.score(predictions, metrics, "test"), **(predictions.items() or {})}
 
 
 def _load(session: Session, seed: int, run: str) -> assembly.Assembled:

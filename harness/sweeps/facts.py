@@ -22,11 +22,11 @@ class OnTest:
     seeds: list[int]
     scores: list[dict[str, float]]
     """Of each seed."""
-    predicted: NDArray[np.int64]
-    """[seeds, items]"""
-    labels: NDArray[np.int64]
+    predicted: NDArray[np.int64] | None = None
+    """Where an item has one answer of a fixed list. [seeds, items]"""
+    labels: NDArray[np.int64] | None = None
     """[items]"""
-    num_labels: int
+    num_labels: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Facts:
         """An arm's winner on the test split."""
         found = self.tested[arm]
         values = {seed: scores[f"test/{self.metric}"] for seed, scores in zip(found.seeds, found.scores, strict=True)}
-        predicted = dict(zip(found.seeds, found.predicted, strict=True))
+        predicted = {} if found.predicted is None else dict(zip(found.seeds, found.predicted, strict=True))
         return Scored(self.name(arm), values, predicted, found.labels, found.num_labels)
 
     def trials_of(self, arm: Arm) -> list[TrialRecord]:

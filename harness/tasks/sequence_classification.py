@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from harness import hub, losses, notes
+from harness import baselines, hub, losses, notes
 from harness.batch import Batch, cut, overhead_tokens
-from harness.data import Example, Split, Splits
+from harness.data import Data, Example, Split, Splits
 from harness.errors import DataError, ModelError
-from harness.metric import Predictions
+from harness.metric import Classified
+from harness.model import Model
 from harness.task import Task
 
 _WHERE = "task.sequence_classification"
@@ -24,6 +25,8 @@ _WHERE = "task.sequence_classification"
 
 class SequenceClassification(Task):
     """One label per text; loss: cross-entropy averaged over examples (or their class weights)."""
+
+    headline: ClassVar[dict[str, str]] = {"f1_macro": "macro-F1", "accuracy": "accuracy"}
 
     max_length: int = Field(default=128, ge=4)
     """Longer texts are truncated to so many tokens, and counted."""
@@ -41,14 +44,14 @@ class SequenceClassification(Task):
     _weights: Tensor | None = PrivateAttr(None)
     _new_parameters: set[str] = PrivateAttr(default_factory=set)
 
-    def load_data(self, splits: Splits, checkpoint: str, revision: str | None) -> dict[str, Any]:
+    def load_data(self, splits: Splits, model: Model) -> dict[str, Any]:
         """Tokenise all splits; returns the tokens, longest and truncated rows of each.
 
         Raises:
             ModelError: the tokenizer cannot be loaded, or has no pad token.
             DataError: a text without any token.
         """
-        self._open_tokenizer(checkpoint, revision)
+        self._open_tokenizer(model)
         self._splits = {split.name: split for split in (splits.train, splits.validation, splits.test)}
         self._labels = splits.labels
         report = {name: self._encode(name, split) for name, split in self._splits.items()}
@@ -57,18 +60,16 @@ class SequenceClassification(Task):
             self._weights = torch.tensor(len(splits.train.examples) / (len(self._labels) * counts))
         return report
 
-    def load_inputs(
-        self, examples: list[Example], labels: list[str], checkpoint: str, revision: str | None
-    ) -> dict[str, Any]:
+    def load_inputs(self, examples: list[Example], labels: list[str], model: Model) -> dict[str, Any]:
         """Tokenise them as the split `inputs`; the facts and errors of `load_data`."""
-        self._open_tokenizer(checkpoint, revision)
+        self._open_tokenizer(model)
         self._splits, self._labels = {"inputs": Split("inputs", examples, "")}, labels
         return self._encode("inputs", self._splits["inputs"])
 
-    def _open_tokenizer(self, checkpoint: str, revision: str | None) -> None:
-        self._tokenizer = _load_tokenizer(checkpoint, revision)
+    def _open_tokenizer(self, model: Model) -> None:
+        self._tokenizer = _load_tokenizer(model)
         if self._tokenizer.pad_token is None:
-            self._choose_pad_token(checkpoint)
+            self._choose_pad_token(model.name)
 
     def _choose_pad_token(self, checkpoint: str) -> None:
         if self.pad_token not in (known := self._tokenizer.get_vocab()):
@@ -97,7 +98,7 @@ class SequenceClassification(Task):
         pairs = None if examples[0].pair is None else [example.pair for example in examples]
         return self._tokenizer(texts, pairs, return_attention_mask=True, verbose=False, **options)
 
-    def load_model(self, checkpoint: str, revision: str | None) -> nn.Module:
+    def load_model(self, model: Model) -> nn.Module:
         """Pretrained weights in float32 with a new head for this task's labels.
 
         Raises:
@@ -105,10 +106,11 @@ class SequenceClassification(Task):
         """
         from transformers import AutoModelForSequenceClassification
 
-        with hub.explained("model", checkpoint), hub.quiet_loading():
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                hub.resolve(checkpoint, revision),
-                revision=revision,
+        loaded: Any
+        with hub.explained("model", model.name), hub.quiet_loading():
+            loaded, info = AutoModelForSequenceClassification.from_pretrained(
+                hub.resolve(model.name, model.revision),
+                revision=model.revision,
                 num_labels=len(self._labels),
                 id2label=dict(enumerate(self._labels)),
                 label2id={label: i for i, label in enumerate(self._labels)},
@@ -119,13 +121,12 @@ class SequenceClassification(Task):
             )
         misfits = {str(entry[0]) for entry in info["mismatched_keys"]}
         self._new_parameters = misfits | {str(name) for name in info["missing_keys"]}
-        self._check_model(model, misfits, checkpoint)
-        model.config.pad_token_id = self._tokenizer.pad_token_id
-        known = inspect.signature(model.forward).parameters
+        self._check_model(loaded, misfits, model.name)
+        loaded.config.pad_token_id = self._tokenizer.pad_token_id
+        known = inspect.signature(loaded.forward).parameters
         for rows in self._encoded.values():
             rows[:] = [{name: values for name, values in row.items() if name in known} for row in rows]
-        loaded: nn.Module = model
-        return loaded
+        return cast(nn.Module, loaded)
 
     def _check_model(self, model: Any, misfits: set[str], checkpoint: str) -> None:
         base = {name for name, _ in model.named_parameters() if name.startswith(f"{model.base_model_prefix}.")}
@@ -144,6 +145,14 @@ class SequenceClassification(Task):
         """Everything outside the pretrained base, and whatever the checkpoint had no values for."""
         names = {name for name, _ in model.named_parameters()}
         return {n for n in names if n in self._new_parameters or not n.startswith(f"{model.base_model_prefix}.")}
+
+    def answer_columns(self, labels: list[str]) -> list[str]:
+        """The label, how sure, and the probability of every label."""
+        return ["predicted", "confidence", *(f"probability_{label}" for label in labels)]
+
+    def yardsticks(self, splits: Splits, data: Data, model: Model) -> Mapping[str, Callable[[], dict[str, float]]]:
+        """Majority class, TF-IDF, frozen embeddings; VADER and a human rater where ratings are known."""
+        return baselines.of_classes(splits, data, model)
 
     def num_rows(self, split: str) -> int:
         """Rows of a split."""
@@ -188,7 +197,7 @@ class SequenceClassification(Task):
         labels = micro.per_example["labels"]
         return losses.cross_entropy_sum(logits, labels, self._weights, self.label_smoothing) / units["examples"]
 
-    def predict(self, model: nn.Module, split: str, rows: range, budget: int) -> Predictions:
+    def predict(self, model: nn.Module, split: str, rows: range, budget: int) -> Classified:
         """Logits in float32 for these rows, computed sorted by length, returned in their order."""
         device = next(model.parameters()).device
         lengths = [len(self._encoded[split][row]["input_ids"]) for row in rows]
@@ -199,7 +208,7 @@ class SequenceClassification(Task):
                 micro = self._batch(split, [rows[i] for i in chunk]).to(device)
                 scores[chunk] = model(**micro.per_token).logits.float().cpu()
         examples = [self._splits[split].examples[row] for row in rows]
-        return Predictions(
+        return Classified(
             np.array([example.label for example in examples], dtype=np.int64),
             scores.double().numpy(),
             self._labels,
@@ -223,12 +232,12 @@ class SequenceClassification(Task):
         self._tokenizer.save_pretrained(folder)
 
 
-def _load_tokenizer(checkpoint: str, revision: str | None) -> Any:
+def _load_tokenizer(model: Model) -> Any:
     from transformers import AutoTokenizer
 
-    with hub.explained("tokenizer", checkpoint), hub.quiet_loading():
-        folder = hub.resolve(checkpoint, revision)
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
+    with hub.explained("tokenizer", model.name), hub.quiet_loading():
+        folder = hub.resolve(model.name, model.revision)
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=model.revision, trust_remote_code=False)
     if not tokenizer.is_fast:
-        notes.note(f"the tokenizer of '{checkpoint}' exists in Python only: reading texts takes many times longer")
+        notes.note(f"the tokenizer of '{model.name}' exists in Python only: reading texts takes many times longer")
     return tokenizer

@@ -1,33 +1,33 @@
-"""Predictions made from a seed."""
+"""Classified made from a seed."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from harness.metric import Predictions
+from harness.metric import Classified
 
 LABELS = ["negative", "neutral", "positive"]
 
 
-def random_predictions(size: int, names: list[str], *, seed: int = 0, skill: float = 1.5) -> Predictions:
+def random_predictions(size: int, names: list[str], *, seed: int = 0, skill: float = 1.5) -> Classified:
     """Random logits, raised by `skill` at the true label; labels are random and need not all occur."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(len(names), size=size)
     scores = generator.normal(size=(size, len(names)))
     scores[np.arange(size), labels] += skill
     rows = [{"id": f"example_{i}", "text": f"text of example {i}"} for i in range(size)]
-    return Predictions(labels, scores, names, rows)
+    return Classified(labels, scores, names, rows)
 
 
-def certain_predictions(labels: list[int], predicted: list[int], names: list[str]) -> Predictions:
+def certain_predictions(labels: list[int], predicted: list[int], names: list[str]) -> Classified:
     """These labels and these predicted ones, nearly without doubt."""
     scores = 20.0 * np.eye(len(names))[predicted]
     rows = [{"id": str(i), "text": ""} for i in range(len(labels))]
-    return Predictions(np.array(labels, dtype=np.int64), scores, names, rows)
+    return Classified(np.array(labels, dtype=np.int64), scores, names, rows)
 
 
-def reordered(predictions: Predictions, seed: int = 0) -> Predictions:
+def reordered(predictions: Classified, seed: int = 0) -> Classified:
     """The same examples in another order."""
     order = np.random.default_rng(seed).permutation(len(predictions.labels))
     rows = [predictions.rows[i] for i in order]
-    return Predictions(predictions.labels[order], predictions.scores[order], predictions.label_names, rows)
+    return Classified(predictions.labels[order], predictions.scores[order], predictions.label_names, rows)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score
 
-from harness.metric import Predictions
+from harness.metric import Classified
 from harness.metrics.accuracy import Accuracy
 from tests.metrics.samples import LABELS, certain_predictions, random_predictions
 
@@ -21,5 +21,5 @@ def test_against_scikit_learn(size: int) -> None:
 
 
 def test_of_equal_logits_the_first_label_is_predicted() -> None:
-    tied = Predictions(np.array([0, 1, 2]), np.zeros((3, 3)), LABELS, [{}] * 3)
+    tied = Classified(np.array([0, 1, 2]), np.zeros((3, 3)), LABELS, [{}] * 3)
     assert Accuracy().compute(tied)["accuracy"] == pytest.approx(1 / 3)

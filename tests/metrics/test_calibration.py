@@ -8,19 +8,19 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from sklearn.metrics import brier_score_loss, log_loss
 
-from harness.metric import Predictions
+from harness.metric import Classified
 from harness.metrics.calibration import Calibration, reliability
 from tests.metrics.samples import LABELS, random_predictions
 
 
-def from_probabilities(labels: list[int], probabilities: list[list[float]]) -> Predictions:
-    """Predictions whose softmax is these probabilities, up to rounding."""
+def from_probabilities(labels: list[int], probabilities: list[list[float]]) -> Classified:
+    """Classified whose softmax is these probabilities, up to rounding."""
     size = len(probabilities[0])
     scores = np.log(np.array(probabilities))
-    return Predictions(np.array(labels), scores, [f"label_{i}" for i in range(size)], [{}] * len(labels))
+    return Classified(np.array(labels), scores, [f"label_{i}" for i in range(size)], [{}] * len(labels))
 
 
-def ece_by_loops(predictions: Predictions, bins: int) -> float:
+def ece_by_loops(predictions: Classified, bins: int) -> float:
     """The definition of Guo 2017, one bin at a time."""
     confidence: NDArray[np.float64] = predictions.probabilities.max(axis=1)
     correct = predictions.predicted == predictions.labels
@@ -47,11 +47,9 @@ def test_ece_by_hand() -> None:
 
 
 def test_full_confidence_is_in_the_last_bin_and_an_edge_in_the_bin_below() -> None:
-    certain = Predictions(np.array([0]), np.array([[1000.0, 0.0]]), ["a", "b"], [{}])
+    certain = Classified(np.array([0]), np.array([[1000.0, 0.0]]), ["a", "b"], [{}])
     assert reliability(certain, 15).count.tolist() == [0] * 14 + [1]
-    undecided = Predictions(
-        np.array([0]), np.array([[0.0, 0.0]]), ["a", "b"], [{}]
-    )  # confidence 1/2, an edge of 4 bins
+    undecided = Classified(np.array([0]), np.array([[0.0, 0.0]]), ["a", "b"], [{}])  # confidence 1/2, an edge of 4 bins
     assert reliability(undecided, 4).count.tolist() == [0, 1, 0, 0]
 
 
@@ -82,7 +80,7 @@ def test_brier_by_hand() -> None:
 
 
 def test_nll_is_finite_where_the_probability_underflows() -> None:
-    wrong = Predictions(np.array([1]), np.array([[5000.0, 0.0]]), ["a", "b"], [{}])
+    wrong = Classified(np.array([1]), np.array([[5000.0, 0.0]]), ["a", "b"], [{}])
     assert Calibration().compute(wrong)["nll"] == pytest.approx(5000.0)
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from sklearn.metrics import classification_report
 
-from harness.metric import Predictions
+from harness.metric import Classified
 from harness.metrics.accuracy import Accuracy
 from harness.metrics.classification_report import ClassificationReport
 from harness.metrics.f1 import F1
 from tests.metrics.samples import LABELS, certain_predictions, random_predictions
 
 
-def report(predictions: Predictions, folder: Path) -> tuple[dict[str, Any], str]:
+def report(predictions: Classified, folder: Path) -> tuple[dict[str, Any], str]:
     """Both files."""
     ClassificationReport().write(predictions, folder)
     content = json.loads((folder / "classification_report.json").read_text(encoding="utf-8"))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from harness.metric import Predictions
+from harness.metric import Classified
 from harness.metrics.confusion_matrix import ConfusionMatrix, confusion_counts
 from tests.metrics.samples import LABELS, certain_predictions, random_predictions
 
 
-def table(predictions: Predictions, folder: Path) -> dict[str, Any]:
+def table(predictions: Classified, folder: Path) -> dict[str, Any]:
     """What is written for tools."""
     ConfusionMatrix().write(predictions, folder)
     content: dict[str, Any] = json.loads((folder / "confusion_matrix.json").read_text(encoding="utf-8"))
@@ -29,7 +29,7 @@ def table(predictions: Predictions, folder: Path) -> dict[str, Any]:
         random_predictions(5, [f"{i}" for i in range(40)]),
     ],
 )
-def test_against_scikit_learn(predictions: Predictions) -> None:
+def test_against_scikit_learn(predictions: Classified) -> None:
     size = len(predictions.label_names)
     counts = confusion_counts(predictions)
     assert (counts == confusion_matrix(predictions.labels, predictions.predicted, labels=range(size))).all()

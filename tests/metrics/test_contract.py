@@ -8,12 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from harness import registry
-from harness.metric import Metric, Predictions
+from harness.metric import Classified, Metric
 from tests.metrics.samples import LABELS, certain_predictions, random_predictions, reordered
 
 NAMES = registry.names("metric")
@@ -28,7 +29,7 @@ METRIC_NAME = re.compile(r"[\w.\- ]{1,240}")
 """What MLflow allows, less `/` and `:`, with room for the split."""
 
 
-def cases() -> Iterator[tuple[str, Predictions]]:
+def cases() -> Iterator[tuple[str, Classified]]:
     """Predictions with each list of labels, one of them a single example."""
     for name, labels in LABEL_LISTS.items():
         yield name, random_predictions(33, labels)
@@ -39,7 +40,7 @@ def cases() -> Iterator[tuple[str, Predictions]]:
 CASES = dict(cases())
 
 
-def build(name: str) -> Metric:
+def build(name: str) -> Metric[Any]:
     """The metric with its default settings."""
     metric = registry.build("metric", name, {})
     assert isinstance(metric, Metric)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
-from harness.metric import Predictions
+from harness.metric import Classified
 from harness.metrics.f1 import F1, metric_suffixes
 from tests.metrics.samples import LABELS, certain_predictions, random_predictions
 
@@ -65,7 +65,7 @@ def test_an_absent_label_lowers_the_macro_mean() -> None:
 def test_counts_are_pooled_not_averaged_over_parts() -> None:
     whole = random_predictions(10, LABELS, seed=3)
     halves = [
-        Predictions(whole.labels[cut], whole.scores[cut], LABELS, whole.rows[cut]) for cut in (slice(3), slice(3, 10))
+        Classified(whole.labels[cut], whole.scores[cut], LABELS, whole.rows[cut]) for cut in (slice(3), slice(3, 10))
     ]
     mean_of_parts = sum(F1().compute(half)["f1_macro"] for half in halves) / 2
     assert F1().compute(whole)["f1_macro"] != pytest.approx(mean_of_parts, abs=1e-3)

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.metric import Predictions
+from harness.metric import Classified
 from harness.metrics.predictions import PredictionTable
 from tests.metrics.samples import LABELS, random_predictions
 
 
-def lines(predictions: Predictions, folder: Path) -> list[dict[str, str]]:
+def lines(predictions: Classified, folder: Path) -> list[dict[str, str]]:
     """The table, read back."""
     PredictionTable().write(predictions, folder)
     with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
@@ -50,7 +50,7 @@ def test_probabilities_are_exact(tmp_path: Path) -> None:
     "text", ['a "quoted", b', "two\nlines", "carriage\rreturn", "naïve 😀 señor", "=1+1", " spaces ", ""]
 )
 def test_text_survives(text: str, tmp_path: Path) -> None:
-    one = Predictions(np.array([0]), np.array([[1.0, 0.0]]), ["a,b", 'c"d'], [{"id": "1", "text": text}])
+    one = Classified(np.array([0]), np.array([[1.0, 0.0]]), ["a,b", 'c"d'], [{"id": "1", "text": text}])
     (line,) = lines(one, tmp_path)
     assert line["text"] == text
     assert line["label"] == "a,b"
@@ -60,5 +60,5 @@ def test_text_survives(text: str, tmp_path: Path) -> None:
 def test_the_second_text_of_a_pair_has_a_column(tmp_path: Path) -> None:
     predictions = random_predictions(5, LABELS)
     rows = [{**row, "pair": f"second {i}"} for i, row in enumerate(predictions.rows)]
-    paired = Predictions(predictions.labels, predictions.scores, predictions.label_names, rows)
+    paired = Classified(predictions.labels, predictions.scores, predictions.label_names, rows)
     assert [line["pair"] for line in lines(paired, tmp_path)] == [f"second {i}" for i in range(5)]

@@ -23,6 +23,7 @@ from transformers import (
 
 from harness.data import Example, Split, Splits
 from harness.errors import DataError, ModelError
+from harness.model import Model
 from harness.tasks.sequence_classification import SequenceClassification
 
 LABELS = ["bad", "fair", "good"]
@@ -74,8 +75,8 @@ def splits(lengths: list[int], pairs: list[int] | None = None) -> Splits:
 def prepared(folder: Path, data: Splits, **settings: Any) -> tuple[SequenceClassification, nn.Module]:
     """The task with this data, and a model of its own."""
     task = SequenceClassification(**settings)
-    task.load_data(data, str(folder), None)
-    return task, task.load_model(str(folder), None).eval()
+    task.load_data(data, Model(name=str(folder), revision=None))
+    return task, task.load_model(Model(name=str(folder), revision=None)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +94,14 @@ LENGTHS = [3, 9, 1, 6, 14, 2, 7, 6, 4, 12, 5, 8]
 def test_truncated_rows_are_counted(bert: Path) -> None:
     """Ten tokens hold eight words beside [CLS] and [SEP]: eight fit, nine do not."""
     task = SequenceClassification(max_length=10)
-    report = task.load_data(splits([8, 9, 30, 1]), str(bert), None)
+    report = task.load_data(splits([8, 9, 30, 1]), Model(name=str(bert), revision=None))
     assert report["train"] == report["test"] == {"tokens": 10 + 10 + 10 + 3, "longest": 10, "truncated": 2}
 
 
 def test_truncated_pairs_are_counted(bert: Path) -> None:
     """Three tokens frame a pair, so that seven words fit, however they are divided."""
     task = SequenceClassification(max_length=10)
-    report = task.load_data(splits([4, 4, 1, 7], [3, 4, 6, 1]), str(bert), None)
+    report = task.load_data(splits([4, 4, 1, 7], [3, 4, 6, 1]), Model(name=str(bert), revision=None))
     assert report["train"] == {"tokens": 40, "longest": 10, "truncated": 2}
     (batch,) = task.batches(nn.Module(), 4, torch.Generator())
     assert (batch.per_token["input_ids"] == VOCABULARY["[SEP]"]).sum(1).tolist() == [2, 2, 2, 2]
@@ -114,7 +115,7 @@ def test_a_text_without_tokens_is_refused(bert: Path) -> None:
     data = splits([2, 3])
     data.test.examples[1] = Example("empty", "\u2003", None, 1)
     with pytest.raises(DataError, match=r"data.text: row empty of test has no tokens"):
-        SequenceClassification().load_data(data, str(folder), None)
+        SequenceClassification().load_data(data, Model(name=str(folder), revision=None))
 
 
 def test_batches_are_padded_to_their_own_longest(bert: Path) -> None:
@@ -153,9 +154,9 @@ def test_a_tokenizer_without_pad_token(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, pad_token=None)
     message = r"task.sequence_classification.pad_token: the tokenizer of .* has no pad token"
     with pytest.raises(ModelError, match=message) as raised:
-        SequenceClassification().load_data(splits(LENGTHS), folder, None)
+        SequenceClassification().load_data(splits(LENGTHS), Model(name=folder, revision=None))
     with pytest.raises(ModelError, match=message + ", and no token 'nothing' to take its place"):
-        SequenceClassification(pad_token="nothing").load_data(splits(LENGTHS), folder, None)
+        SequenceClassification(pad_token="nothing").load_data(splits(LENGTHS), Model(name=folder, revision=None))
     named = re.fullmatch(r"name an existing token to pad with, such as (\S+)", raised.value.fix)
     assert named is not None
     task, model = prepared(tmp_path, splits([1, 5]), pad_token=named[1])
@@ -298,11 +299,11 @@ def test_folders_that_cannot_be_loaded(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"model.name: the tokenizer of .* cannot be loaded\n  why: .+\n  fix: see that"
     ):
-        SequenceClassification().load_data(splits(LENGTHS), str(tmp_path), None)
+        SequenceClassification().load_data(splits(LENGTHS), Model(name=str(tmp_path), revision=None))
     for folder in (tokens_only, torn):
         with pytest.raises(
             ModelError, match=r"model.name: the model of .* cannot be loaded\n  why: .+\n  fix: see that"
         ):
             prepared(folder, splits(LENGTHS))
     with pytest.raises(ModelError, match=r"there is no folder"):
-        SequenceClassification().load_data(splits(LENGTHS), str(tmp_path / "nowhere"), None)
+        SequenceClassification().load_data(splits(LENGTHS), Model(name=str(tmp_path / "nowhere"), revision=None))
