@@ -106,6 +106,63 @@ class Classified(Predictions):
         }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Likelihood(Predictions):
+    """How likely the tokens of each example are that a language model was to predict. Shapes: N examples."""
+
+    nll: NDArray[np.float64]
+    """Negative log-likelihood in nats, summed over its target tokens. [N]"""
+    targets: NDArray[np.int64]
+    """Number of its target tokens: those that reach the loss. [N]"""
+    hits: NDArray[np.int64]
+    """How many of them were the most likely token. [N]"""
+    rows: list[dict[str, Any]]
+    """What identifies each example to a person. [N]"""
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """The summed negative log-likelihoods. [N]"""
+        return self.nll
+
+    def num_flips(self, other: Self) -> int:
+        """Examples in which another number of tokens was right."""
+        return int((self.hits != other.hits).sum())
+
+    def joined(self, following: Sequence[Self]) -> Self:
+        """This part of a split and those that follow it."""
+        parts = [self, *following]
+        return dataclasses.replace(
+            self,
+            nll=np.concatenate([part.nll for part in parts]),
+            targets=np.concatenate([part.targets for part in parts]),
+            hits=np.concatenate([part.hits for part in parts]),
+            rows=[row for part in parts for row in part.rows],
+        )
+
+
+@dataclass(frozen=True)
+class Completed(Likelihood):
+    """The same, and what the model wrote where a completion was asked for."""
+
+    generated: list[str]
+    """[N]"""
+    references: list[str]
+    """What was to be written. [N]"""
+
+    def num_flips(self, other: Self) -> int:
+        """Completions that are other ones."""
+        return sum(own != its for own, its in zip(self.generated, other.generated, strict=True))
+
+    def joined(self, following: Sequence[Self]) -> Self:
+        """This part of a split and those that follow it."""
+        parts = [self, *following]
+        return dataclasses.replace(
+            super().joined(following),
+            generated=[text for part in parts for text in part.generated],
+            references=[text for part in parts for text in part.references],
+        )
+
+
 P = TypeVar("P", bound=Predictions)
 
 

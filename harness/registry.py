@@ -154,6 +154,18 @@ def predictions_of(kind: Literal["task", "metric"], name: str) -> str:
     return ast.unparse(predict.returns) if predict.returns else ""
 
 
+def reads(metric: str, task: str) -> bool:
+    """Whether a metric reads the predictions that a task makes: that class, or one above it."""
+    tree = ast.parse((_ROOT / "metric.py").read_text(encoding="utf-8"))
+    above = {node.name: list(map(_named, node.bases)) for node in tree.body if isinstance(node, ast.ClassDef)}
+    wanted, made = predictions_of("metric", metric), [predictions_of("task", task)]
+    while made:
+        if wanted in made:
+            return True
+        made = [base for one in made for base in above.get(one, [])]
+    return False
+
+
 def not_after(method: str) -> dict[str, str]:
     """Methods that must not stand above this one, with the reason, read without importing it."""
     found: dict[str, str] = getattr(settings_class("method", method), "not_after", {})

@@ -126,9 +126,8 @@ class Spec(Settings):
         """Refuse settings that could never have an effect."""
         metrics = [name for name in self.metrics if name in registry.names("metric")]
         for task in (name for name in self.task if name in registry.names("task")):
-            made = registry.predictions_of("task", task)
-            if odd := [name for name in metrics if registry.predictions_of("metric", name) != made]:
-                fit = [name for name in registry.names("metric") if registry.predictions_of("metric", name) == made]
+            if odd := [name for name in metrics if not registry.reads(name, task)]:
+                fit = [name for name in registry.names("metric") if registry.reads(name, task)]
                 raise ValueError(f"metrics.{odd[0]}: not for {task}; metrics for it: {', '.join(fit)}")
         known = {f"validation/{key}" for name in metrics for key in registry.produces(name)}
         if self.early_stopping.metric not in known:

@@ -79,6 +79,11 @@ def prepared(folder: Path, data: Splits, **settings: Any) -> tuple[SequenceClass
     return task, task.load_model(Model(name=str(folder), revision=None)).eval()
 
 
+def case(folder: Path) -> tuple[SequenceClassification, nn.Module]:
+    """What tests/tasks/test_contract.py holds to the contract."""
+    return prepared(Path(checkpoint(folder)), splits(LENGTHS), label_smoothing=0.1, class_weights="balanced")
+
+
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT classifier of three labels."""
