@@ -151,7 +151,7 @@ MISTAKES = [
     (["~train.epochs"], r"train\.epochs: missing"),
     (["train.nonfinite=None"], r"^train\.nonfinite=None: Input should be 'stop', .*, found 'None'$"),
     (["early_stopping=None"], r"^early_stopping=None: found 'None', but this is a section of settings: direction, "),
-    (["model=3"], r"^model=3: found 3, but this is a section of settings: name, revision$"),
+    (["model=3"], r"^model=3: found 3, but this is a section of settings: architecture, name, revision, tokenizer$"),
     (["methods=lora"], r"^methods=lora: found 'lora', but this is a map, such as \{\}$"),
     (["methods.lora=false"], r"^methods\.lora=false: found False, but this is a section of settings: alpha, "),
     (["methods.lora=null"], r"^methods\.lora=null: null is no map .* ~methods\.lora takes it out$"),
