@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 demo: setup  ## set up, then train exp=lora_adapter on real reviews, tracked in MLflow
 	$(LAUNCH) launch.py exp=lora_adapter
 
-methods: setup  ## train every experiment with three seeds, unless done already, and print the table (hours)
+methods: setup  ## train the experiments on product reviews with three seeds, unless done already, and print the table (hours)
 	$(BIN)/python benchmarks/methods.py
 
 bench: setup  ## measure against other trainers and where time goes, about 25 minutes on two quiet cores (BENCH=--quick: 6)

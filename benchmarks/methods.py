@@ -1,4 +1,4 @@
-"""Every experiment against full fine-tuning: train what has not been trained yet, then compare.
+"""Every experiment with the task, data and model of full fine-tuning against it: train what is missing, compare.
 
     python benchmarks/methods.py                          # or: make methods
     python benchmarks/methods.py --seeds 0 --only lora awp train.epochs=1
@@ -21,11 +21,21 @@ from harness.errors import SpecError
 from harness.storage import PROJECT
 
 
+def comparable() -> list[str]:
+    """The experiments that learn the same from the same as `full_finetune`."""
+    learnt = {
+        name: [found[section] for section in ("task", "data", "model")]
+        for name in spec.names()
+        if (found := spec.load(name).resolved())
+    }
+    return [name for name, own in learnt.items() if own == learnt["full_finetune"]]
+
+
 def main() -> None:
     """Train what is missing, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", default=spec.names(), choices=spec.names(), metavar="EXPERIMENT")
+    parser.add_argument("--only", nargs="+", default=comparable(), choices=spec.names(), metavar="EXPERIMENT")
     parser.add_argument("--output", default="mlruns", help="the folder of runs, relative to the project")
     parser.add_argument("overrides", nargs="*", help="key=value, given to every run")
     chosen = parser.parse_intermixed_args()

@@ -13,7 +13,8 @@ from harness.sweeps import space
 from harness.sweeps.mistakes import check
 from harness.sweeps.plan import Plan, definition, differences, render, trial_spec
 
-EXPERIMENT = {"lora_rank": "lora", "mixout_p": "mixout", "awp_schedule": "awp", "peft_methods": None, "pareto": None}
+EXPERIMENT = {"lora_rank": "lora", "mixout_p": "mixout", "awp_schedule": "awp", "peft_methods": None, "pareto": None,
+              "adapter_start": "scratch_adapters"}  # fmt: skip
 Make = Callable[..., Plan]
 
 
