@@ -1,16 +1,16 @@
-"""A pretrained Transformer with a new head, and its tokenizer: what tasks on encoders have in common."""
+"""A pretrained Transformer, or one of random weights, with a new head: what tasks on encoders have in common."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from harness import hub, notes
+from harness import hub
 from harness.errors import ModelError
 from harness.model import Model
 
@@ -18,16 +18,7 @@ Row = dict[str, list[int]]
 """The tokens of one text: model input -> a value per token."""
 
 
-def load_tokenizer(model: Model, **options: Any) -> Any:
-    """The checkpoint's own. Raises ModelError."""
-    from transformers import AutoTokenizer
-
-    with hub.explained("tokenizer", model.name), hub.quiet_loading():
-        folder = hub.resolve(model.name, model.revision)
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=model.revision, trust_remote_code=False, **options)
-    if not tokenizer.is_fast:
-        notes.note(f"the tokenizer of '{model.name}' exists in Python only: reading texts takes many times longer")
-    return tokenizer
+Kind = Literal["sequence_classification", "token_classification"]
 
 
 def set_pad_token(tokenizer: Any, wanted: str | None, checkpoint: str, where: str) -> None:
@@ -57,20 +48,36 @@ class WithHead:
         return {n for n in names if n in self.new or not n.startswith(f"{model.base_model_prefix}.")}
 
 
-def load_with_head(auto: Any, model: Model, labels: Sequence[str], pad_token_id: int) -> WithHead:
-    """Pretrained weights in float32 with a new head for these labels, by one of Transformers' auto classes.
+def load_with_head(kind: Kind, model: Model, labels: Sequence[str], tokenizer: Any) -> WithHead:
+    """Pretrained weights in float32 with a new head for these labels; of `builtin:transformer` all are new.
 
     Raises:
         ModelError: it cannot be loaded, or its weights are not those of its config.
     """
+    names: dict[str, Any] = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: i for i, label in enumerate(labels)},
+    }
+    if model.is_own:
+        from harness import transformer
+
+        sizes = {"vocab_size": len(tokenizer), "num_labels": len(labels), "pad_token_id": tokenizer.pad_token_id}
+        own = transformer.build(model, kind, **sizes)
+        own.config.id2label, own.config.label2id = names["id2label"], names["label2id"]
+        return WithHead(own, set())
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    auto: Any = {
+        "sequence_classification": AutoModelForSequenceClassification,
+        "token_classification": AutoModelForTokenClassification,
+    }[kind]
     loaded: Any
     with hub.explained("model", model.name), hub.quiet_loading():
         loaded, info = auto.from_pretrained(
             hub.resolve(model.name, model.revision),
             revision=model.revision,
             num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: i for i, label in enumerate(labels)},
+            **names,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
@@ -83,7 +90,7 @@ def load_with_head(auto: Any, model: Model, labels: Sequence[str], pad_token_id:
         why = f"in its config, not in its weights: {', '.join(sorted(base & (misfits or base))[:3])}, ..."
         fix = "give the config.json that belongs to the weights"
         raise ModelError(f"the weights of '{model.name}' do not fit", where="model.name", why=why, fix=fix)
-    loaded.config.pad_token_id = pad_token_id
+    loaded.config.pad_token_id = tokenizer.pad_token_id
     return WithHead(cast(nn.Module, loaded), new)
 
 

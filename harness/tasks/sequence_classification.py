@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from harness import baselines, losses, pretrained
+from harness import baselines, losses, pretrained, tokenizing
 from harness.batch import Batch, cut, overhead_tokens
 from harness.data import Data, Example, Split, Splits
 from harness.errors import DataError
@@ -51,7 +51,7 @@ class SequenceClassification(Task):
             ModelError: the tokenizer cannot be loaded, or has no pad token.
             DataError: a text without any token.
         """
-        self._open_tokenizer(model)
+        self._open_tokenizer(model, lambda: map(_whole, splits.train.examples))
         self._splits = {split.name: split for split in (splits.train, splits.validation, splits.test)}
         self._labels = splits.labels
         report = {name: self._encode(name, split) for name, split in self._splits.items()}
@@ -66,8 +66,8 @@ class SequenceClassification(Task):
         self._splits, self._labels = {"inputs": Split("inputs", examples, "")}, labels
         return self._encode("inputs", self._splits["inputs"])
 
-    def _open_tokenizer(self, model: Model) -> None:
-        self._tokenizer = pretrained.load_tokenizer(model)
+    def _open_tokenizer(self, model: Model, texts: Callable[[], Iterable[str]] | None = None) -> None:
+        self._tokenizer = tokenizing.load(model, texts)
         pretrained.set_pad_token(self._tokenizer, self.pad_token, model.name, f"{_WHERE}.pad_token")
 
     def _encode(self, name: str, split: Split) -> dict[str, Any]:
@@ -94,10 +94,7 @@ class SequenceClassification(Task):
         Raises:
             ModelError: it cannot be loaded, its weights are not those of its config, or it reads shorter texts only.
         """
-        from transformers import AutoModelForSequenceClassification
-
-        given = self._labels, self._tokenizer.pad_token_id
-        self._loaded = pretrained.load_with_head(AutoModelForSequenceClassification, model, *given)
+        self._loaded = pretrained.load_with_head("sequence_classification", model, self._labels, self._tokenizer)
         loaded = self._loaded.model
         longest = max(len(row["input_ids"]) for rows in self._encoded.values() for row in rows)
         where = f"{_WHERE}.max_length", "longer texts are truncated and counted"
@@ -181,3 +178,7 @@ class SequenceClassification(Task):
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the tokenizer, and the model's configuration with its labels."""
         pretrained.save(model, self._tokenizer, folder)
+
+
+def _whole(example: Example) -> str:
+    return example.text if example.pair is None else f"{example.text}\n{example.pair}"

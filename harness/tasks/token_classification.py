@@ -6,7 +6,7 @@ that overlap; each word is learnt and predicted once, in the window that shows t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -17,11 +17,10 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from harness import losses, pretrained, tag_baselines, windows
+from harness import losses, notes, pretrained, tag_baselines, tokenizing, windows
 from harness.batch import Batch, cut, overhead_tokens
 from harness.data import Data, Example, Split, Splits
 from harness.errors import DataError, ModelError
-from harness.labelling import Labelling
 from harness.metric import Tagged
 from harness.model import Model
 from harness.pretrained import WithHead
@@ -42,10 +41,18 @@ class _Window:
     """Words that are learnt and predicted here: number in the sentence, and place of the first token."""
 
 
+@dataclass(frozen=True)
+class _Encoded:
+    """A text as tokens, and the word of each, None of a token that belongs to none."""
+
+    row: pretrained.Row
+    owners: list[int | None]
+
+
 class TokenClassification(Task):
     """One tag per word; loss: cross-entropy averaged over words."""
 
-    labelling: ClassVar[Labelling] = Tags()
+    labelling = Tags()
     headline: ClassVar[dict[str, str]] = {"entity_f1": "entity F1", "tag_accuracy": "tag accuracy"}
 
     max_length: int = Field(default=128, ge=8)
@@ -64,14 +71,14 @@ class TokenClassification(Task):
     _loaded: WithHead | None = PrivateAttr(None)
 
     def load_data(self, splits: Splits, model: Model) -> dict[str, Any]:
-        """Tokenise all splits; returns the tokens, longest and truncated rows of each, how many rows are read in several
-        windows, and how many words have no token.
+        """Tokenise all splits; returns the tokens, longest and truncated rows of each, how many rows are read in
+        several windows, and how many words have no token.
 
         Raises:
             ModelError: the tokenizer cannot be loaded, cannot tell words apart, or has no pad token.
             DataError: a sentence without any token.
         """
-        self._open_tokenizer(model)
+        self._open_tokenizer(model, lambda: (" ".join(example.label[0]) for example in splits.train.examples))
         self._splits = {split.name: split for split in (splits.train, splits.validation, splits.test)}
         self._labels = splits.labels
         return {name: self._encode(name, split) for name, split in self._splits.items()}
@@ -82,10 +89,8 @@ class TokenClassification(Task):
         self._splits, self._labels = {"inputs": Split("inputs", examples, "")}, labels
         return self._encode("inputs", self._splits["inputs"])
 
-    def _open_tokenizer(self, model: Model) -> None:
-        self._tokenizer = pretrained.load_tokenizer(model)
-        if getattr(self._tokenizer, "add_prefix_space", None) is False:  # else words would be read as parts of words
-            self._tokenizer = pretrained.load_tokenizer(model, add_prefix_space=True)
+    def _open_tokenizer(self, model: Model, texts: Callable[[], Iterable[str]] | None = None) -> None:
+        self._tokenizer = tokenizing.load(model, texts)
         if not self._tokenizer.is_fast:
             what = f"the tokenizer of '{model.name}' does not say which tokens are of which word"
             raise ModelError(what, where="model.name", fix="take a model whose tokenizer has a tokenizer.json")
@@ -97,47 +102,50 @@ class TokenClassification(Task):
 
     def _encode(self, name: str, split: Split) -> dict[str, Any]:
         sentences = [example.label[0] for example in split.examples]
-        self._windows[name] = [[] for _ in sentences]
-        whole = self._tokens(sentences)
-        long = [i for i in range(len(sentences)) if len(whole["input_ids"][i]) > self.max_length]
-        for i in sorted(set(range(len(sentences))) - set(long)):
-            self._windows[name][i] = [self._window(whole, i, range(len(sentences[i])), 0)]
-        truncated = sum(self._cut(name, i, sentences[i], whole.word_ids(i)) for i in long)
+        encoded = self._tokens(sentences)
+        pairs = zip(encoded, sentences, strict=True)
+        self._windows[name] = [[_window(text, range(len(words)))] for text, words in pairs]
+        long = [i for i, text in enumerate(encoded) if len(text.row["input_ids"]) > self.max_length]
+        truncated = 0
+        for i in long:
+            self._windows[name][i], is_truncated = self._cut(sentences[i], encoded[i])
+            truncated += is_truncated
         rows = [window.row["input_ids"] for window in chain(*self._windows[name])]
-        if [] in rows:
-            what = f"a row of {name} has no tokens"
+        if empty := [e.id for e, text in zip(split.examples, encoded, strict=True) if not text.row["input_ids"]]:
+            what = f"row {empty[0]} of {name} has no tokens"
             raise DataError(what, where="data.text", fix="leave it out, or take a checkpoint whose tokenizer reads it")
-        found = sum(len(window.places) for window in chain(*self._windows[name]))
+        lost = sum(map(len, sentences)) - sum(len(window.places) for window in chain(*self._windows[name]))
+        if lost:
+            notes.note(f"{lost} words of {name} are nothing to the tokenizer: they are predicted O, and not learnt")
         return {
             "tokens": sum(map(len, rows)), "longest": max(map(len, rows)), "truncated": truncated,
-            "in_windows": len(long), "words_without_tokens": sum(map(len, sentences)) - found,
+            "in_windows": len(long), "words_without_tokens": lost,
         }  # fmt: skip
 
-    def _tokens(self, sentences: list[list[str]] | list[tuple[str, ...]], **options: Any) -> Any:
-        lists = [list(words) for words in sentences]
-        return self._tokenizer(lists, is_split_into_words=True, return_attention_mask=True, verbose=False, **options)
+    def _tokens(self, sentences: Sequence[Sequence[str]], **options: Any) -> list[_Encoded]:
+        """Sentences as tokens: their words with spaces between them, and the word of each token."""
+        texts = [" ".join(words) for words in sentences]
+        given = {"return_attention_mask": True, "return_offsets_mapping": True, "verbose": False}
+        columns = dict(self._tokenizer(texts, **given, **options))
+        offsets = columns.pop("offset_mapping")
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return [_Encoded(row, _owners(*of)) for row, *of in zip(rows, sentences, offsets, strict=True)]
 
-    def _cut(self, name: str, i: int, words: tuple[str, ...], owners: list[int | None]) -> bool:
-        """Put a long sentence into windows; returns whether tokens of a word longer than a window are left out."""
-        sizes = np.bincount([owner for owner in owners if owner is not None], minlength=len(words)).tolist()
+    def _cut(self, words: Sequence[str], whole: _Encoded) -> tuple[list[_Window], bool]:
+        """The windows of a long sentence, and whether tokens of a word longer than a window are left out."""
+        sizes, ownerless = [0] * len(words), 0
+        for owner in whole.owners:
+            ownerless += owner is None
+            if owner is not None:
+                sizes[owner], ownerless = sizes[owner] + 1 + ownerless, 0
         room = self.max_length - self._tokenizer.num_special_tokens_to_add()
         parts = windows.lay(sizes, room, self.overlap)
-        columns = self._tokens([words[a:b] for a, b in parts], truncation=True, max_length=self.max_length)
-        owned = windows.owners(sizes, parts)
-        self._windows[name][i] = [
-            self._window(columns, number, [word for word, owner in enumerate(owned) if owner == number], start)
-            for number, (start, _) in enumerate(parts)
-        ]
-        return max(sizes) > room
-
-    def _window(self, columns: Any, number: int, words: Sequence[int], start: int) -> _Window:
-        """One of the encoded texts, which begins with the word `start`, and the words that it is responsible for."""
-        first: dict[int, int] = {}
-        for place, owner in enumerate(columns.word_ids(number)):
-            if owner is not None:
-                first.setdefault(owner + start, place)
-        row = {name: values[number] for name, values in columns.items()}
-        return _Window(row, [(word, first[word]) for word in words if word in first])
+        encoded = self._tokens([words[a:b] for a, b in parts], truncation=True, max_length=self.max_length)
+        mine: list[list[int]] = [[] for _ in parts]
+        for word, number in enumerate(windows.owners(sizes, parts)):
+            mine[number].append(word)
+        found = [_window(text, of, start) for text, of, (start, _) in zip(encoded, mine, parts, strict=True)]
+        return found, max(sizes) > room
 
     def load_model(self, model: Model) -> nn.Module:
         """Pretrained weights in float32 with a new head for this task's tags.
@@ -145,10 +153,7 @@ class TokenClassification(Task):
         Raises:
             ModelError: it cannot be loaded, its weights are not those of its config, or it reads shorter texts only.
         """
-        from transformers import AutoModelForTokenClassification
-
-        given = self._labels, self._tokenizer.pad_token_id
-        self._loaded = pretrained.load_with_head(AutoModelForTokenClassification, model, *given)
+        self._loaded = pretrained.load_with_head("token_classification", model, self._labels, self._tokenizer)
         loaded = self._loaded.model
         of_all = list(chain.from_iterable(chain(*self._windows.values())))
         longest = max(len(window.row["input_ids"]) for window in of_all)
@@ -192,9 +197,8 @@ class TokenClassification(Task):
 
     def _batch(self, split: str, sentences: list[int]) -> Batch:
         """All windows of these sentences, with the tags of their words."""
-        tagged = [
-            (window, self._splits[split].examples[i].label[1]) for i in sentences for window in self._windows[split][i]
-        ]
+        examples, of = self._splits[split].examples, self._windows[split]
+        tagged = [(window, examples[i].label[1]) for i in sentences for window in of[i]]
         per_token = pretrained.padded(self._tokenizer, [window.row for window, _ in tagged])
         labels = torch.full_like(per_token["input_ids"], losses.IGNORE)
         for number, (window, tags) in enumerate(tagged):
@@ -220,9 +224,8 @@ class TokenClassification(Task):
         starts = np.cumsum([0, *(len(example.label[0]) for example in examples)]).tolist()
         scores = torch.full((starts[-1], len(self._labels)), _UNSEEN)
         scores[:, 0] = 0.0
-        parts = [
-            (window, start) for row, start in zip(rows, starts, strict=False) for window in self._windows[split][row]
-        ]
+        of = self._windows[split]
+        parts = [(window, start) for row, start in zip(rows, starts, strict=False) for window in of[row]]
         model.eval()
         with torch.inference_mode():
             lengths = [len(window.row["input_ids"]) for window, _ in parts]
@@ -254,3 +257,20 @@ class TokenClassification(Task):
 def _inputs(batch: Batch) -> dict[str, Tensor]:
     """What the model is given: all but the labels."""
     return {name: tensor for name, tensor in batch.per_token.items() if name != "labels"}
+
+
+def _owners(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int | None]:
+    """The word of each token, by where the token ends in the words with spaces between them; None: of no word."""
+    of_character: list[int | None] = []
+    for number, word in enumerate(words):
+        of_character += [*([number] * len(word)), None]
+    return [of_character[end - 1] if end > start else None for start, end in offsets]
+
+
+def _window(text: _Encoded, words: Iterable[int], start: int = 0) -> _Window:
+    """A text that begins with the word `start` of its sentence, responsible for these words."""
+    first: dict[int, int] = {}
+    for place, owner in enumerate(text.owners):
+        if owner is not None:
+            first.setdefault(owner + start, place)
+    return _Window(text.row, [(word, first[word]) for word in words if word in first])
