@@ -71,7 +71,7 @@ class Tags(Labelling):
     def names(self, train: list[Row], order: list[str] | None) -> list[str]:
         """`O`, then `B-` and `I-` of each type of train: in the order of the source if it has one, else sorted."""
         present = {kind(tag) for row in train for tag in row.label[1]} - {""}
-        known = dict.fromkeys(kind(tag) for tag in order or sorted(present))
+        known = dict.fromkeys(map(kind, order)) if order else sorted(present)
         types = [type for type in known if type in present]
         return [OUTSIDE, *(f"{letter}-{type}" for type in types for letter in "BI")]
 
