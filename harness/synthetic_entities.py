@@ -144,7 +144,7 @@ def _sentence(draw: random.Random) -> tuple[list[str], list[_Span]]:
 
 def _invented(draw: random.Random) -> str:
     """A name that nothing is called so far; it does not tell of what kind."""
-    middle = draw.choice(_SYLLABLES) if draw.random() < 0.4 else ""
+    middle = draw.choice(_SYLLABLES) if draw.random() < 0.8 else ""
     return f"{draw.choice(_SYLLABLES)}{middle}{draw.choice(_LAST_SYLLABLES)}".capitalize()
 
 
