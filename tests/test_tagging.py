@@ -46,7 +46,7 @@ def bio(folder: Path, rows: list[Any] = ROWS) -> Path:
 
 
 def load(path: Path | str, **changed: Any) -> Splits:
-    settings = {"text": "tokens", "label": "ner_tags", "max_test_overlap": 1.0} | changed
+    settings: dict[str, Any] = {"text": "tokens", "label": "ner_tags", "max_test_overlap": 1.0} | changed
     return data.load(Data(name=str(path), **settings), Tags())
 
 

@@ -213,8 +213,9 @@ class TokenClassification(Task):
 
     def loss(self, model: nn.Module, micro: Batch, units: dict[str, float]) -> Tensor:
         """The micro-batch's share of the batch's cross-entropy."""
-        logits = model(**_inputs(micro)).logits  # [B, T, L]
         labels = micro.per_token["labels"]  # [B, T]
+        inputs = {name: tensor for name, tensor in micro.per_token.items() if name != "labels"}
+        logits = _logits(model, inputs)  # [B, T, L]
         return losses.cross_entropy_sum(logits, labels, label_smoothing=self.label_smoothing) / units["words"]
 
     def predict(self, model: nn.Module, split: str, rows: range, budget: int) -> Tagged:
@@ -232,7 +233,7 @@ class TokenClassification(Task):
             for chunk in cut(lengths, budget, overhead_tokens(device)):
                 some = [parts[i] for i in chunk]
                 inputs = pretrained.padded(self._tokenizer, [window.row for window, _ in some])
-                logits = model(**{name: x.to(device) for name, x in inputs.items()}).logits.float().cpu()  # [B, T, L]
+                logits = _logits(model, {name: x.to(device) for name, x in inputs.items()}).float().cpu()  # [B, T, L]
                 for own, (window, start) in zip(logits, some, strict=True):
                     for word, place in window.places:
                         scores[start + word] = own[place]
@@ -254,9 +255,10 @@ class TokenClassification(Task):
         pretrained.save(model, self._tokenizer, folder)
 
 
-def _inputs(batch: Batch) -> dict[str, Tensor]:
-    """What the model is given: all but the labels."""
-    return {name: tensor for name, tensor in batch.per_token.items() if name != "labels"}
+def _logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Of the real tokens: a method may put tokens of its own before them (prompt tuning). [B, T] each -> [B, T, L]"""
+    logits: Tensor = model(**inputs).logits
+    return logits[:, -inputs["input_ids"].shape[1] :]
 
 
 def _owners(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[int | None]:
