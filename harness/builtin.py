@@ -90,6 +90,8 @@ PREFIX = "builtin:"
 """Stands before the name of a built-in wherever a file or an id of the Hub may be named too."""
 MODELS = ("minilm",)
 RATINGS = tuple(_STEMS)
+SENTENCES = "ner"
+"""Made here, not fetched: `harness/synthetic_entities.py`."""
 
 
 def model_path(name: str) -> Path:
@@ -119,7 +121,7 @@ def ratings(name: str) -> list[Rated]:
         StorageError: the cache cannot be written.
     """
     if name not in RATINGS:
-        raise DataError(f"no built-in data set is called '{name}'", fix=f"known: {', '.join(RATINGS)}")
+        raise DataError(f"no built-in data set is called '{name}'", fix=f"known: {', '.join((*RATINGS, SENTENCES))}")
     with tarfile.open(fetch(_HUTTO) / "hutto_ICWSM_2014.tar.gz") as archive:
         truth = _table(archive, f"{_STEMS[name]}_GroundTruth.txt")
         raw = {cells[0]: cells[-1] for cells in _table(archive, f"{_STEMS[name]}_anonDataRatings.txt")}

@@ -77,5 +77,16 @@ def predict(
         print(f"{len(answers)} rows in {out}{' (replaced)' * is_replaced}" if out else text, end="\n" if out else "")
     else:
         for (_, record), answer in zip(table.cells, answers, strict=True):
-            shares = "  ".join(f"{key.removeprefix('probability_')} {answer[key]:.3f}" for key in list(answer)[2:])
-            print(f"{answer['predicted']:12}  {shares}  {' | '.join(record.values())}")
+            print(_line(record, answer))
+
+
+def _line(record: dict[str, str], answer: dict[str, object]) -> str:
+    """What is said of one row: first the answer, then how sure, of classes for each of them; lists are for --json."""
+    first, *more = (key for key, value in answer.items() if not isinstance(value, list | dict))
+    more = more[1:] if any(key.startswith("probability_") for key in more) else more
+    facts = (f"{key.removeprefix('probability_')} {_shown(answer[key])}" for key in more)
+    return f"{answer[first] or '(nothing)':12}  {'  '.join(facts)}  {' | '.join(record.values())}"
+
+
+def _shown(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.entities import lenient, word_places
 from harness.settings import Settings
 
 History = dict[str, list[tuple[int, float]]]
@@ -163,6 +166,83 @@ class Completed(Likelihood):
         )
 
 
+@dataclass(frozen=True)
+class Tagged(Predictions):
+    """One tag for each word of each sentence. Shapes: N sentences, W words of all of them, L tags."""
+
+    tags: NDArray[np.int64]
+    """True tag of each word, an index into `tag_names`. [W]"""
+    scores: NDArray[np.float64]
+    """Logits. [W, L]"""
+    tag_names: list[str]
+    """The fixed list: `O`, then `B-` and `I-` of each type. [L]"""
+    words: list[tuple[str, ...]]
+    """Of each sentence. [N]"""
+    rows: list[dict[str, Any]]
+    """What identifies each sentence to a person: id and text. [N]"""
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """The logits. [W, L]"""
+        return self.scores
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """The tag with the highest logit. [W]"""
+        return np.asarray(self.scores.argmax(axis=1), dtype=np.int64)
+
+    def log_probabilities(self) -> NDArray[np.float64]:
+        """Log-softmax of the logits. [W, L]"""
+        shifted = self.scores - self.scores.max(axis=1, keepdims=True)
+        return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), dtype=np.float64)
+
+    @property
+    def types(self) -> list[str]:
+        """The types of entities, in the order of the tags."""
+        return [name[2:] for name in self.tag_names if name.startswith("B-")]
+
+    def by_sentence(self, tags: NDArray[np.int64]) -> list[list[str]]:
+        """Tags of all words as names, sentence by sentence. [W] -> [N]"""
+        named, ends = [self.tag_names[tag] for tag in tags.tolist()], np.cumsum([0, *map(len, self.words)]).tolist()
+        return [named[start:end] for start, end in pairwise(ends)]
+
+    def num_flips(self, other: Self) -> int:
+        """Words whose tag changed."""
+        return int((self.predicted != other.predicted).sum())
+
+    def joined(self, following: Sequence[Self]) -> Self:
+        """This part of a split and those that follow it."""
+        parts = [self, *following]
+        return dataclasses.replace(
+            self,
+            tags=np.concatenate([part.tags for part in parts]),
+            scores=np.concatenate([part.scores for part in parts]),
+            words=[words for part in parts for words in part.words],
+            rows=[row for part in parts for row in part.rows],
+        )
+
+    def answers(self) -> list[dict[str, Any]]:
+        """predicted, confidence and entities of each sentence.
+
+        An entity has its text, type, first character and the one after the last, and the probability of the predicted
+        tag of its least sure word; `confidence` is the lowest of all words.
+        """
+        sure = np.exp(self.log_probabilities().max(axis=1))  # [W]
+        answers, first = [], 0
+        for row, words, tags in zip(self.rows, self.words, self.by_sentence(self.predicted), strict=True):
+            own, text, places = sure[first : first + len(words)], row["text"], word_places(row["text"], words)
+            first += len(words)
+            found = [(one, places[one.start][0], places[one.end - 1][1]) for one in lenient(tags)]
+            named = [
+                {"text": text[start:end], "type": one.type, "start": start, "end": end,
+                 "confidence": float(own[one.start : one.end].min())}
+                for one, start, end in found
+            ]  # fmt: skip
+            told = "; ".join(f"{one['text']} [{one['type']}]" for one in named)
+            answers.append({"predicted": told, "confidence": float(own.min(initial=1.0)), "entities": named})
+        return answers
+
+
 P = TypeVar("P", bound=Predictions)
 
 
@@ -183,3 +263,21 @@ class Metric(Settings, Generic[P]):
 
     def write(self, predictions: P, folder: Path) -> None:
         """Files for people and tools (tables, figures); called once, for the test split. Default: none."""
+
+
+def key_suffixes(names: Sequence[str], reserved: Collection[str]) -> list[str]:
+    """Names of labels as parts of metric names: letters, digits, `_ - . space`, at most 100, all different.
+
+    What else a label holds becomes `_`; a label that would then share its name with an earlier one, or with a
+    `reserved` one (an average: a label called `macro`), gets `_2`, `_3` and so on. MLflow allows 250 characters for the
+    whole name.
+    """
+    taken, suffixes = set(reserved), []
+    for name in names:
+        suffix = plain = re.sub(r"[^\w.\- ]", "_", name)[:100]
+        number = 2
+        while suffix in taken:
+            suffix, number = f"{plain}_{number}", number + 1
+        taken.add(suffix)
+        suffixes.append(suffix)
+    return suffixes

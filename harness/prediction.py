@@ -152,15 +152,20 @@ def examples_of(table: Table, texts: list[str], predictor: Predictor) -> list[Ex
 
 def write(table: Table, answers: list[dict[str, Any]], file: Path | None) -> str:
     """The rows of a table with their answers: CSV, or JSON lines where the file is called so; returned if no file."""
-    rows = [{**record, **answer} for (_, record), answer in zip(table.cells, answers, strict=True)]
+    rows: list[dict[str, Any]] = [{**cells, **answer} for (_, cells), answer in zip(table.cells, answers, strict=True)]
     if file and file.suffix == ".jsonl":
         text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     else:
         made = io.StringIO(newline="")
         writer = csv.DictWriter(made, [*table.columns, *answers[0]], lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
         text = made.getvalue()
     if file:
         storage.write_text(file, text)
     return text
+
+
+def _cell(value: Any) -> Any:
+    """A value as CSV holds it: lists and maps as JSON."""
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value

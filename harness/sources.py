@@ -1,4 +1,4 @@
-"""Reading: built-ins, csv, tsv, jsonl, json and parquet files, and data sets of the Hub, as tables of cells.
+"""Reading: built-ins, csv, tsv, jsonl, json, parquet and CoNLL files, and data sets of the Hub, as tables of cells.
 
 The only door to `datasets` and pyarrow. No pandas: it turns the label "NA" into nothing.
 """
@@ -18,12 +18,13 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from harness import builtin, hub
+from harness import builtin, conll, hub, synthetic_entities
 from harness.errors import DataError, StorageError, did_you_mean
 from harness.settings import Settings
 from harness.splitting import SPLITS
+from harness.synthetic_entities import Sentences
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", *conll.SUFFIXES)
 RATED_LABELS = {1: ["negative", "positive"], 2: ["negative", "neutral", "positive"]}
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
 
@@ -32,7 +33,8 @@ class Source(Settings):
     """What is read, and which of its columns are used."""
 
     name: Name
-    """`builtin:product_reviews`, a folder, a csv, tsv, jsonl, json or parquet file, or else an id on the Hub."""
+    """`builtin:product_reviews`, `builtin:ner`, a folder, a csv, tsv, jsonl, json, parquet, conll, bio or iob file, or
+    else an id on the Hub."""
     subset: Name | None = None
     """Hub only: the configuration of the data set."""
     revision: Name | None = None
@@ -47,8 +49,10 @@ class Source(Settings):
     cuts: list[Annotated[float, Field(gt=-4, lt=4)]] = Field(default=[-0.5, 0.5])
     """Built-ins: a mean rating below the first cut is negative, above the last positive, else neutral; with one cut
     negative up to the cut, the cut included, and positive above."""
+    sentences: Sentences | None = None
+    """What `builtin:ner` is made of; null: its defaults. Other data are what they are."""
     encoding: Name = "utf-8"
-    """Of csv, tsv, jsonl and json files; anything that does not decode is an error."""
+    """Of csv, tsv, jsonl, json and CoNLL files; anything that does not decode is an error."""
 
     @field_validator("cuts")
     @classmethod
@@ -73,6 +77,12 @@ class Source(Settings):
         columns = [*self.texts, *([self.label] if self.label else [])]
         if len(set(columns)) < len(columns):
             raise ValueError("text and label must be different columns")
+        return self
+
+    @model_validator(mode="after")
+    def _sentences_are_used(self) -> Self:
+        if self.sentences and self.name != builtin.PREFIX + builtin.SENTENCES:
+            raise ValueError(f"sentences is for {builtin.PREFIX}{builtin.SENTENCES}; {self.name} has its own")
         return self
 
     @property
@@ -108,6 +118,8 @@ def find_parts(source: Source, named: list[str]) -> Parts:
     """
     if source.name.startswith(builtin.PREFIX):
         _refuse_hub_settings(source)
+        if source.name == builtin.PREFIX + builtin.SENTENCES:
+            return {part: partial(_made, source.sentences or Sentences(), part) for part in SPLITS}
         return {"train": partial(_read_rated, source.name.removeprefix(builtin.PREFIX), source.cuts)}
     try:
         path = Path(source.name).expanduser()
@@ -179,8 +191,12 @@ def _read_rated(name: str, cuts: list[float]) -> Table:
     return Table(["text", "label", "document"], cells, labels, is_rated=True)
 
 
+def _made(sentences: Sentences, part: str) -> Table:
+    return Table(list(conll.COLUMNS), synthetic_entities.make(sentences, part))
+
+
 def read_file(path: Path, encoding: str = "utf-8", where: str = "data.name") -> Table:
-    """One csv, tsv, jsonl, json or parquet file; `where`: what a person names it with.
+    """One csv, tsv, jsonl, json, parquet or CoNLL file; `where`: what a person names it with.
 
     Raises:
         DataError: it cannot be read as what its name says, with file and line.
@@ -198,6 +214,9 @@ def read_file(path: Path, encoding: str = "utf-8", where: str = "data.name") -> 
     text = _decode(path, content, encoding)
     if not text.strip():
         raise DataError(f"{path} is empty", where=where, fix="write rows into it, or name another file")
+    if suffix in conll.SUFFIXES:
+        sentences = conll.read(path, text)
+        return Table(list(dict.fromkeys(name for _, row in sentences for name in row)), sentences)
     return _read_csv(path, text, suffix) if suffix in (".csv", ".tsv") else _read_json(path, text, suffix == ".jsonl")
 
 
@@ -270,7 +289,28 @@ def _read_parquet(path: Path, content: bytes) -> Table:
         rows = [(f"{path}, row {number}", row) for number, row in enumerate(table.to_pylist(), 1)]
     except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
         raise DataError(f"{path} is no parquet file that can be read", why=str(error), fix="write it again") from error
-    return Table(table.column_names, rows)
+    return Table(table.column_names, *_tag_names(rows, _declared(table.schema.metadata)))
+
+
+def _declared(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
+    """Names of the classes in columns of lists, as `datasets` writes them into a parquet file."""
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        lists = {name: feature["feature"] for name, feature in features.items() if "feature" in feature}
+        return {name: inner["names"] for name, inner in lists.items() if "names" in inner}
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def _tag_names(
+    rows: list[tuple[str, dict[str, Any]]], names: dict[str, list[str]]
+) -> tuple[list[tuple[str, dict[str, Any]]], list[str] | None]:
+    """Lists of class numbers as lists of class names, and the names if one column has them; -1: the row has none."""
+    for column, known in names.items():
+        for _, row in rows:
+            if (numbers := row[column]) is not None:
+                row[column] = [known[n] for n in numbers] if all(n is not None and n >= 0 for n in numbers) else None
+    return rows, next(iter(names.values())) if len(names) == 1 else None
 
 
 # ------------------------------------------------------------------------------------------------------------------ Hub
@@ -280,7 +320,7 @@ def _hub_parts(source: Source) -> Parts:
     """The splits of a data set on the Hub."""
     if not hub.is_id(source.name):
         what = f"'{source.name}' is no built-in, no file or folder, and no id of the Hub"
-        fix = did_you_mean(source.name, [builtin.PREFIX + name for name in builtin.RATINGS])
+        fix = did_you_mean(source.name, [builtin.PREFIX + name for name in (*builtin.RATINGS, builtin.SENTENCES)])
         raise DataError(what, where="data.name", fix=fix)
     import datasets
 
@@ -295,12 +335,18 @@ def _hub_parts(source: Source) -> Parts:
 
 
 def _hub_table(part: Any, source: Source) -> Table:
-    """Only the columns that are used; class numbers become class names, and -1 (no label) nothing."""
+    """Only the columns that are used; class numbers, also those of lists, become class names, and -1 (no label)
+    nothing.
+    """
     wanted = [name for name in (*source.texts, source.label, source.group) if name in part.column_names]
-    names: list[str] | None = getattr(part.features.get(source.label), "names", None)
+    feature = part.features.get(source.label)
+    names: list[str] | None = getattr(feature, "names", None)
+    listed: list[str] | None = getattr(getattr(feature, "feature", None), "names", None)
     cells = []
     for number, row in enumerate(part.select_columns(wanted), 1):
         if names and row[source.label] is not None:
             row[source.label] = names[row[source.label]] if row[source.label] >= 0 else None
         cells.append((f"{source.name}, row {number}", row))
+    if source.label and listed:
+        return Table(part.column_names, *_tag_names(cells, {source.label: listed}))
     return Table(part.column_names, cells, names)

@@ -219,3 +219,9 @@ def count_parameters(model: nn.Module, pretrained: int) -> ParameterCount:
     """Count a model's parameters; `pretrained` is the number before any method touched it."""
     total = sum(parameter.numel() for parameter in model.parameters())
     return ParameterCount(total, sum(p.numel() for p in model.parameters() if p.requires_grad), pretrained)
+
+
+def peft_task_type(model: nn.Module) -> str | None:
+    """What the PEFT library calls the task of a model, by the name of its class; None: it has no name for it."""
+    known = {"SequenceClassification": "SEQ_CLS", "TokenClassification": "TOKEN_CLS"}
+    return next((task for part, task in known.items() if part in type(model).__name__), None)

@@ -343,7 +343,7 @@ class LoRA(Method):
         storage.write_tensors(folder / "adapter_model.safetensors", content)
         config = {
             "peft_type": "LORA",
-            "task_type": "SEQ_CLS" if "SequenceClassification" in type(model).__name__ else None,
+            "task_type": surgery.peft_task_type(model),
             "base_model_name_or_path": base_model,
             "r": self.rank,
             "lora_alpha": self.alpha,

@@ -230,7 +230,7 @@ class Peft(Method):
         state |= {f"{prefix}{name}": tensor for name, tensor in whole.items()}
         storage.write_tensors(folder / "adapter_model.safetensors", {n: t.detach().clone() for n, t in state.items()})
         config = copy.deepcopy(_settings(model))
-        config.task_type = "SEQ_CLS" if "SequenceClassification" in type(inner).__name__ else None
+        config.task_type = surgery.peft_task_type(inner)
         config.modules_to_save = sorted({surgery.owner(inner, name) for name in whole})
         config.base_model_name_or_path, config.inference_mode = base_model, True
         config.save_pretrained(str(folder))

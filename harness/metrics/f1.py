@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.metric import Classified, Metric
+from harness.metric import Classified, Metric, key_suffixes
 
 _AVERAGES = ("macro", "weighted", "micro")
 
@@ -44,30 +43,13 @@ class F1(Metric[Classified]):
         values = {f"{name}_macro": float(of.mean()) for name, of in per_class.items()}
         values |= {f"{name}_weighted": float(of @ support / support.sum()) for name, of in per_class.items()}
         values["f1_micro"] = float(hits.sum() / support.sum())
-        suffixes = metric_suffixes(predictions.label_names)
+        suffixes = key_suffixes(predictions.label_names, _AVERAGES)
         values |= {
             f"{name}_{suffix}": float(value)
             for name, of in per_class.items()
             for suffix, value in zip(suffixes, of, strict=True)
         }
         return values
-
-
-def metric_suffixes(label_names: list[str]) -> list[str]:
-    """Label names as parts of metric names: letters, digits, `_ - . space`, at most 100, all different.
-
-    What else a label holds becomes `_`; a label that would then share its name with an earlier one, or with an average
-    (a label called `macro`), gets `_2`, `_3` and so on. MLflow allows 250 characters for the whole name.
-    """
-    taken, suffixes = set(_AVERAGES), []
-    for name in label_names:
-        suffix = plain = re.sub(r"[^\w.\- ]", "_", name)[:100]
-        number = 2
-        while suffix in taken:
-            suffix, number = f"{plain}_{number}", number + 1
-        taken.add(suffix)
-        suffixes.append(suffix)
-    return suffixes
 
 
 def _ratio(numerator: NDArray[np.int64], denominator: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from harness import baselines, hub, losses, tokenizing
+from harness import baselines, losses, pretrained, tokenizing
 from harness.batch import Batch, cut, overhead_tokens
 from harness.data import Data, Example, Split, Splits
-from harness.errors import DataError, ModelError
+from harness.errors import DataError
 from harness.metric import Classified
 from harness.model import Model
+from harness.pretrained import WithHead
 from harness.task import Task
 
 _WHERE = "task.sequence_classification"
@@ -42,7 +42,7 @@ class SequenceClassification(Task):
     _labels: list[str] = PrivateAttr(default_factory=list)
     _encoded: dict[str, list[dict[str, list[int]]]] = PrivateAttr(default_factory=dict)
     _weights: Tensor | None = PrivateAttr(None)
-    _new_parameters: set[str] = PrivateAttr(default_factory=set)
+    _loaded: WithHead | None = PrivateAttr(None)
 
     def load_data(self, splits: Splits, model: Model) -> dict[str, Any]:
         """Tokenise all splits; returns the tokens, longest and truncated rows of each.
@@ -68,17 +68,7 @@ class SequenceClassification(Task):
 
     def _open_tokenizer(self, model: Model, texts: Callable[[], Iterable[str]] | None = None) -> None:
         self._tokenizer = tokenizing.load(model, texts)
-        if self._tokenizer.pad_token is None:
-            self._choose_pad_token(model.name)
-
-    def _choose_pad_token(self, checkpoint: str) -> None:
-        if self.pad_token not in (known := self._tokenizer.get_vocab()):
-            usual = (self._tokenizer.eos_token, self._tokenizer.unk_token, *known)
-            what = f"the tokenizer of '{checkpoint}' has no pad token"
-            what += f", and no token {self.pad_token!r} to take its place" if self.pad_token else ""
-            fix = f"name an existing token to pad with, such as {next(token for token in usual if token)}"
-            raise ModelError(what, where=f"{_WHERE}.pad_token", fix=fix)
-        self._tokenizer.pad_token = self.pad_token
+        pretrained.set_pad_token(self._tokenizer, self.pad_token, model.name, f"{_WHERE}.pad_token")
 
     def _encode(self, name: str, split: Split) -> dict[str, Any]:
         columns = self._tokens(split.examples, truncation=True, max_length=self.max_length)
@@ -104,70 +94,19 @@ class SequenceClassification(Task):
         Raises:
             ModelError: it cannot be loaded, its weights are not those of its config, or it reads shorter texts only.
         """
-        if model.is_own:
-            return self._own_model(model)
-        from transformers import AutoModelForSequenceClassification
-
-        loaded: Any
-        with hub.explained("model", model.name), hub.quiet_loading():
-            loaded, info = AutoModelForSequenceClassification.from_pretrained(
-                hub.resolve(model.name, model.revision),
-                revision=model.revision,
-                num_labels=len(self._labels),
-                id2label=dict(enumerate(self._labels)),
-                label2id={label: i for i, label in enumerate(self._labels)},
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                trust_remote_code=False,
-            )
-        misfits = {str(entry[0]) for entry in info["mismatched_keys"]}
-        self._new_parameters = misfits | {str(name) for name in info["missing_keys"]}
-        self._check_model(loaded, misfits, model.name)
-        loaded.config.pad_token_id = self._tokenizer.pad_token_id
-        self._keep_inputs(loaded)
-        return cast(nn.Module, loaded)
-
-    def _own_model(self, model: Model) -> nn.Module:
-        """`builtin:transformer` as a classifier. Raises ModelError."""
-        from harness import transformer
-
-        own = transformer.build(
-            model, "sequence_classification", vocab_size=len(self._tokenizer), num_labels=len(self._labels),
-            pad_token_id=self._tokenizer.pad_token_id,
-        )  # fmt: skip
-        own.config.id2label = dict(enumerate(self._labels))
-        own.config.label2id = {label: i for i, label in enumerate(self._labels)}
-        self._check_length(own, model.name)
-        self._keep_inputs(own)
-        return own
-
-    def _keep_inputs(self, model: nn.Module) -> None:
-        """Leave out what the model does not read."""
-        known = inspect.signature(model.forward).parameters
-        for rows in self._encoded.values():
-            rows[:] = [{name: values for name, values in row.items() if name in known} for row in rows]
-
-    def _check_model(self, model: Any, misfits: set[str], checkpoint: str) -> None:
-        base = {name for name, _ in model.named_parameters() if name.startswith(f"{model.base_model_prefix}.")}
-        if base & misfits or (base and base <= self._new_parameters):
-            why = f"in its config, not in its weights: {', '.join(sorted(base & (misfits or base))[:3])}, ..."
-            fix = "give the config.json that belongs to the weights"
-            raise ModelError(f"the weights of '{checkpoint}' do not fit", where="model.name", why=why, fix=fix)
-        self._check_length(model, checkpoint)
-
-    def _check_length(self, model: Any, checkpoint: str) -> None:
+        self._loaded = pretrained.load_with_head("sequence_classification", model, self._labels, self._tokenizer)
+        loaded = self._loaded.model
         longest = max(len(row["input_ids"]) for rows in self._encoded.values() for row in rows)
-        positions = getattr(model.config, "max_position_embeddings", None) or -1  # -1: any number, as in XLNet
-        limit = min(positions if positions > 0 else longest, self._tokenizer.model_max_length)
-        if longest > limit:
-            what, where = f"a text has {longest} tokens, '{checkpoint}' reads {limit}", f"{_WHERE}.max_length"
-            raise ModelError(what, where=where, fix=f"set it to {limit}; longer texts are truncated and counted")
+        where = f"{_WHERE}.max_length", "longer texts are truncated and counted"
+        pretrained.check_length(loaded, self._tokenizer, longest, model.name, *where)
+        for rows in self._encoded.values():
+            rows[:] = [pretrained.readable(loaded, row) for row in rows]
+        return loaded
 
     def head(self, model: nn.Module) -> set[str]:
         """Everything outside the pretrained base, and whatever the checkpoint had no values for."""
-        names = {name for name, _ in model.named_parameters()}
-        return {n for n in names if n in self._new_parameters or not n.startswith(f"{model.base_model_prefix}.")}
+        assert self._loaded
+        return self._loaded.head(model)
 
     def answer_columns(self, labels: list[str]) -> list[str]:
         """The label, how sure, and the probability of every label."""
@@ -200,13 +139,7 @@ class SequenceClassification(Task):
     def _batch(self, split: str, rows: list[int]) -> Batch:
         encoded = [self._encoded[split][row] for row in rows]
         lengths = torch.tensor([len(row["input_ids"]) for row in encoded])
-        fill = {"input_ids": self._tokenizer.pad_token_id, "token_type_ids": self._tokenizer.pad_token_type_id}
-        per_token = {
-            name: nn.utils.rnn.pad_sequence(
-                [torch.tensor(row[name]) for row in encoded], batch_first=True, padding_value=fill.get(name, 0)
-            )
-            for name in encoded[0]
-        }
+        per_token = pretrained.padded(self._tokenizer, encoded)
         labels = torch.tensor([self._splits[split].examples[row].label for row in rows])
         return Batch(lengths, per_token, {"labels": labels})
 
@@ -240,19 +173,11 @@ class SequenceClassification(Task):
 
     def example(self, batch_size: int, length: int) -> dict[str, Tensor]:
         """Ordinary tokens of the training texts at random, framed as texts are, unpadded. [batch_size, length]"""
-        frame = self._encoded["train"][0]["input_ids"]
-        seen = {token for row in self._encoded["train"][:1000] for token in row["input_ids"]}
-        words = torch.tensor(sorted(seen - set(self._tokenizer.all_special_ids)) or [frame[0]])
-        ids = words[torch.randint(len(words), (batch_size, length), generator=torch.Generator().manual_seed(0))]
-        ids[:, 0], ids[:, -1] = frame[0], frame[-1]
-        filled = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return {name: filled.get(name, torch.zeros_like(ids)) for name in self._encoded["train"][0]}
+        return pretrained.ordinary(self._tokenizer, self._encoded["train"], batch_size, length)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the tokenizer, and the model's configuration with its labels."""
-        config: Any = model.config
-        config.save_pretrained(folder)
-        self._tokenizer.save_pretrained(folder)
+        pretrained.save(model, self._tokenizer, folder)
 
 
 def _whole(example: Example) -> str:
