@@ -81,6 +81,8 @@ class PaddingFree:
         mask = inputs.get("attention_mask")
         if self._is_proving or self.is_proven is False or mask is None or mask.ndim != 2 or bool(mask.all()):
             return
+        if inputs.get("use_cache"):  # keys and values are kept for later tokens, by text
+            return
         if self.is_proven is None:
             with _evaluating(model):
                 self._prove(model, args, inputs)
@@ -133,7 +135,7 @@ class PaddingFree:
             self._begin(lay_out(few["attention_mask"]))
             results.append(model(*few_args, **few)[0])
             plain, free = (seen * few["attention_mask"][..., None] for seen in self._seen)
-            pairs = [(plain, free), tuple(results)]
+            pairs = [(plain, free), tuple(_real(result, few["attention_mask"]) for result in results)]
             error = max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs)
             self.is_proven = error <= _tolerance(plain)
             if not self.is_proven:
@@ -145,6 +147,13 @@ class PaddingFree:
         finally:
             self._leave()
             self._is_proving, self._seen = False, []
+
+
+def _real(outputs: Tensor, mask: Tensor) -> Tensor:
+    """Outputs token by token (or of the last tokens) are zero where there is padding; one output per text stays."""
+    if outputs.ndim < 3:
+        return outputs
+    return outputs * mask[:, -outputs.shape[1] :, None]
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

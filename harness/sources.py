@@ -18,13 +18,14 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from harness import builtin, hub
+from harness import builtin, hub, instructions
 from harness.errors import DataError, StorageError, did_you_mean
 from harness.settings import Settings
 from harness.splitting import SPLITS
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 RATED_LABELS = {1: ["negative", "positive"], 2: ["negative", "neutral", "positive"]}
+INSTRUCTIONS = f"{builtin.PREFIX}instructions"
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
 
 
@@ -38,10 +39,11 @@ class Source(Settings):
     revision: Name | None = None
     """Hub only: branch, tag or commit; name a commit to read the same rows forever."""
     text: Name | Annotated[list[Name], Field(min_length=2, max_length=2)]
-    """The column with the text, or two columns for pairs of texts. Built-ins: `text`."""
+    """The column with the text, or two columns for pairs of texts. Built-ins: `text`;
+    `builtin:instructions`: `prompt`."""
     label: Name | None
     """The column with what is to be learnt; null for a task that learns from text alone. Classes are text, whatever the
-    file says. Built-ins: `label`."""
+    file says. Built-ins: `label`; `builtin:instructions`: `completion`."""
     group: Name | None = None
     """Rows with the same value in this column stay in one split. Built-ins: `document` if none is named."""
     cuts: list[Annotated[float, Field(gt=-4, lt=4)]] = Field(default=[-0.5, 0.5])
@@ -108,6 +110,8 @@ def find_parts(source: Source, named: list[str]) -> Parts:
     """
     if source.name.startswith(builtin.PREFIX):
         _refuse_hub_settings(source)
+        if source.name == INSTRUCTIONS:
+            return {"train": _read_instructions}
         return {"train": partial(_read_rated, source.name.removeprefix(builtin.PREFIX), source.cuts)}
     try:
         path = Path(source.name).expanduser()
@@ -177,6 +181,13 @@ def _read_rated(name: str, cuts: list[float]) -> Table:
         facts = {"text": row.text, "label": label, "document": row.document, "id": row.id, "ratings": row.ratings}
         cells.append((f"{builtin.PREFIX}{name}, sentence {row.id}", facts))
     return Table(["text", "label", "document"], cells, labels, is_rated=True)
+
+
+def _read_instructions() -> Table:
+    """500 pairs made from a seed; `kind` is which of seven tasks."""
+    made = enumerate(instructions.pairs(), 1)
+    facts = [(i, {"prompt": pair.prompt, "completion": pair.completion, "kind": pair.kind}) for i, pair in made]
+    return Table(["prompt", "completion", "kind"], [(f"{INSTRUCTIONS}, pair {i}", fact) for i, fact in facts])
 
 
 def read_file(path: Path, encoding: str = "utf-8", where: str = "data.name") -> Table:
@@ -280,7 +291,7 @@ def _hub_parts(source: Source) -> Parts:
     """The splits of a data set on the Hub."""
     if not hub.is_id(source.name):
         what = f"'{source.name}' is no built-in, no file or folder, and no id of the Hub"
-        fix = did_you_mean(source.name, [builtin.PREFIX + name for name in builtin.RATINGS])
+        fix = did_you_mean(source.name, [INSTRUCTIONS, *(builtin.PREFIX + name for name in builtin.RATINGS)])
         raise DataError(what, where="data.name", fix=fix)
     import datasets
 
