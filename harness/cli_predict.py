@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,7 +45,7 @@ def predict(
     output: Annotated[Path, typer.Option(help="the folder of runs, relative to the project")] = Path("mlruns"),
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
-    """Label texts with a finished run, with probabilities.
+    """What a finished run says of texts: labels with probabilities, or whatever its task answers.
 
     harness predict --run lora-s42-3f9a "Battery life is great." "It broke after a week."
     harness predict --run lora-s42-3f9a --file reviews.csv --out labelled.csv
@@ -77,5 +77,12 @@ def predict(
         print(f"{len(answers)} rows in {out}{' (replaced)' * is_replaced}" if out else text, end="\n" if out else "")
     else:
         for (_, record), answer in zip(table.cells, answers, strict=True):
-            shares = "  ".join(f"{key.removeprefix('probability_')} {answer[key]:.3f}" for key in list(answer)[2:])
-            print(f"{answer['predicted']:12}  {shares}  {' | '.join(record.values())}")
+            print(_line(answer, " | ".join(record.values())))
+
+
+def _line(answer: dict[str, Any], text: str) -> str:
+    """A label with all probabilities and the text; of another task what it says, below the text."""
+    if "confidence" not in answer:
+        return "\n".join([text, *(f"  {key}: {value}" for key, value in answer.items())])
+    shares = "  ".join(f"{key.removeprefix('probability_')} {answer[key]:.3f}" for key in list(answer)[2:])
+    return f"{answer['predicted']:12}  {shares}  {text}"

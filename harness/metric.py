@@ -156,7 +156,7 @@ class Completed(Likelihood):
 
     def answers(self) -> list[dict[str, Any]]:
         """The completion of each example."""
-        return [{"predicted": text} for text in self.generated]
+        return [{"generated": text} for text in self.generated]
 
     def num_flips(self, other: Self) -> int:
         """Completions that are other ones."""

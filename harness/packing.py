@@ -92,7 +92,7 @@ def why_not(model: nn.Module, batch: Batch) -> str:
             one, other = plain(batch), pack(batch, int(batch.lengths.sum()), dtype)
             expected, found = (_by_text(model(**laid.inputs).logits, laid.owner, len(batch)) for laid in (one, other))
     except Exception as error:  # of a model's own code there is no list of what it raises
-        return f"{type(model).__name__} does not take them ({str(error).splitlines()[0] if str(error) else error!r})"
+        return f"{type(model).__name__} does not take them ({(str(error).splitlines() or [type(error).__name__])[0]})"
     finally:
         for module, is_training in modes.items():
             module.training = is_training
