@@ -110,9 +110,9 @@ def model_path(name: str) -> Path:
 
     `minilm` is all-MiniLM-L6-v2 (Apache-2.0): BERT with 6 layers, hidden size 384, 22.7 million parameters, distilled
     (Wang et al. 2020, arXiv 2002.10957) and trained on sentence pairs (Reimers & Gurevych 2019, arXiv 1908.10084).
-    `smollm2` is SmolLM2-135M-Instruct (Ben Allal et al. 2025, arXiv 2502.02737; Apache-2.0): a Llama of 30 layers, 134.5
-    million parameters, with a chat template. Its weights are those of a Q4_1 file, written out in float32 once: not
-    the numbers of the original checkpoint.
+    `smollm2` is SmolLM2-135M-Instruct (Ben Allal et al. 2025, arXiv 2502.02737; Apache-2.0): a Llama of 30 layers,
+    134.5 million parameters, with a chat template. Its weights are those of a Q4_1 file, written out in float32 once:
+    not the numbers of the original checkpoint.
 
     Raises:
         ModelError: no such model, it cannot be fetched, or a digest is wrong.
@@ -139,7 +139,9 @@ def ratings(name: str) -> list[Rated]:
         StorageError: the cache cannot be written.
     """
     if name not in RATINGS:
-        raise DataError(f"no built-in data set is called '{name}'", fix=f"known: {', '.join((*RATINGS, 'instructions'))}")
+        raise DataError(
+            f"no built-in data set is called '{name}'", fix=f"known: {', '.join((*RATINGS, 'instructions'))}"
+        )
     with tarfile.open(fetch(_HUTTO) / "hutto_ICWSM_2014.tar.gz") as archive:
         truth = _table(archive, f"{_STEMS[name]}_GroundTruth.txt")
         raw = {cells[0]: cells[-1] for cells in _table(archive, f"{_STEMS[name]}_anonDataRatings.txt")}

@@ -19,9 +19,7 @@ from harness import notes
 
 
 @torch.inference_mode()
-def greedy(
-    model: nn.Module, prompts: list[list[int]], ends: Collection[int], max_new_tokens: int
-) -> list[list[int]]:  # fmt: skip
+def greedy(model: nn.Module, prompts: list[list[int]], ends: Collection[int], max_new_tokens: int) -> list[list[int]]:
     """The most likely next tokens of each prompt, up to the first end, which is left out.
 
     A model that puts tokens of its own before the prompt, or keeps nothing, is asked for one row at a time, from the
@@ -81,3 +79,11 @@ def _one_by_one(model: nn.Module, prompt: list[int], ends: Collection[int], max_
             break
         ids.append(token)
     return ids[len(prompt) :]
+
+
+@torch.inference_mode()
+def sees_ahead(model: nn.Module, ids: list[int]) -> bool:
+    """Whether the logits of a token depend on the last one, which follows it. The model is left in evaluation mode."""
+    one = torch.tensor([ids, [*ids[:-1], ids[0]]], device=next(model.parameters()).device)
+    logits = model.eval()(input_ids=one, attention_mask=torch.ones_like(one)).logits[:, :-1]
+    return ids[-1] != ids[0] and not torch.allclose(logits[0], logits[1], rtol=1e-3, atol=1e-4)

@@ -13,21 +13,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 NUMBER = 500
-_NAMES = (
+
+
+def _listed(text: str) -> list[str]:
+    return text.split()
+
+
+_NAMES = _listed(
     "Ada Ben Clara David Elena Felix Greta Hugo Ines Jonas Kira Lars Mona Nils Olga Paul Rosa Sven Tara Vera Wim Zoe"
-).split()
-_CITIES = (
+)
+_CITIES = _listed(
     "Lisbon Oslo Vienna Prague Dublin Athens Madrid Warsaw Berlin Turin Porto Ghent Lyon Malmo Basel Krakow Riga Bonn"
-).split()
-_JOBS = "baker nurse pilot farmer painter lawyer driver teacher waiter tailor singer doctor gardener".split()
-_WORDS = (
+)
+_JOBS = _listed("baker nurse pilot farmer painter lawyer driver teacher waiter tailor singer doctor gardener")
+_WORDS = _listed(
     "apple river stone green window paper silver garden market yellow candle bridge winter coffee orange pencil ladder "
     "mirror basket summer forest button carpet dinner engine flower hammer island jacket kitchen lemon magnet needle "
     "ocean pepper quiet rabbit saddle table umbrella valley wagon bottle camera desert eagle finger guitar helmet"
-).split()
-_MONTHS = (
-    "January February March April May June July August September October November December"
-).split()  # fmt: skip
+)
+_MONTHS = _listed("January February March April May June July August September October November December")
 
 
 @dataclass(frozen=True)

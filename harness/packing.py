@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from harness import losses
 from harness.batch import Batch
@@ -78,6 +79,19 @@ def rows_of(lengths: list[int], capacity: int) -> list[list[int]]:
         rows[row].append(text)
         room[row] -= lengths[text]
     return rows
+
+
+def scores(logits: Tensor, labels: Tensor, owner: Tensor, texts: int) -> tuple[Tensor, Tensor]:
+    """Of each text the summed negative log-likelihood [B]; number of targets, and of those that came first [2, B].
+
+    logits: [R, P, V]; labels, owner: [R, P]. On the CPU, sums in float64.
+    """
+    learnt = labels != losses.IGNORE
+    truth, owner = labels[learnt], owner[learnt].cpu()
+    nll = F.cross_entropy(logits[learnt].float(), truth, reduction="none").double().cpu()
+    counts = torch.stack([torch.ones_like(owner), (logits[learnt].argmax(-1) == truth).long().cpu()])
+    summed = torch.zeros(texts, dtype=torch.float64).index_add(0, owner, nll)
+    return summed, torch.zeros(2, texts, dtype=torch.long).index_add(1, owner, counts)
 
 
 def why_not(model: nn.Module, batch: Batch) -> str:

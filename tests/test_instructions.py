@@ -35,7 +35,7 @@ def answer(pair: Pair) -> str:
         return re.sub(r"(\w)\w*", lambda found: found[1].upper(), given)
     if pair.kind == "date":
         form = "%B %d, %Y" if "," in given else "%d %B %Y"
-        return datetime.strptime(given, form).date().isoformat()  # noqa: DTZ007
+        return datetime.strptime(given, form).date().isoformat()
     record = {
         "name": listed[0], "age": int(re.findall(r"\d+", given)[0]),
         "city": re.findall(r"lives in (\w+)", given)[0], "job": re.findall(r"(?:is|works as) a (\w+)", given)[0],

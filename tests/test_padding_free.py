@@ -84,7 +84,7 @@ def test_language_models_with_heads_that_share_keys_and_values(family: str) -> N
     given = {name: tensor for name, tensor in batch.per_token.items() if name != "labels"}
     found = []
     for mode in ("never", "always"):
-        padding_free.attach(model, mode)  # type: ignore[arg-type]
+        padding_free.attach(model, mode)
         model.zero_grad()
         with padding_free.running(model):
             model(**given)

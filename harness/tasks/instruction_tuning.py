@@ -17,13 +17,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
-import numpy as np
 import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from harness import completion_yardsticks, generation, hub, losses, packing, padding_free
+from harness import completion_yardsticks, generation, hub, losses, packing
 from harness.batch import Batch, cut, overhead_tokens
 from harness.completions import Row, Writer, joined
 from harness.data import Data, Example, Split, Splits
@@ -100,9 +98,9 @@ class InstructionTuning(Task):
         """
         from transformers import AutoModelForCausalLM
 
-        loaded: Any
+        reader: Any = AutoModelForCausalLM
         with hub.explained("model", model.name), hub.quiet_loading():
-            loaded, info = AutoModelForCausalLM.from_pretrained(
+            loaded, info = reader.from_pretrained(
                 hub.resolve(model.name, model.revision),
                 revision=model.revision,
                 dtype=torch.float32,
@@ -116,7 +114,7 @@ class InstructionTuning(Task):
         self._known = frozenset(inspect.signature(loaded.forward).parameters)
         rows = [row for of in self._rows.values() for row in of]
         self._check_sizes(loaded, max(rows, key=lambda row: len(row.ids)), model.name)
-        if _sees_ahead(loaded, min(rows, key=lambda row: len(row.ids)).ids):
+        if generation.sees_ahead(loaded, min(rows, key=lambda row: len(row.ids)).ids):
             raise ModelError(f"'{model.name}' sees the tokens that it is to predict", where="model.name", fix=fix)
         if self.packing:
             self._check_packing(loaded)
@@ -223,8 +221,8 @@ class InstructionTuning(Task):
         with torch.inference_mode():
             for chunk in cut(lengths, budget, overhead_tokens(device)) if split != "inputs" else []:
                 micro = self._batch(split, [rows[i] for i in chunk]).to(device)
-                nll[chunk], found[:, chunk] = _by_row(*self._logits(model, micro), len(chunk))
-        texts = self._generate(model, split, [i for i, row in enumerate(rows) if self._is_asked(split, row)], rows, budget)
+                nll[chunk], found[:, chunk] = packing.scores(*self._logits(model, micro), len(chunk))
+        texts = self._generate(model, split, rows, budget)
         return Completed(
             nll.numpy(), found[0].numpy(), found[1].numpy(),
             [{"id": e.id, "text": e.text, **({} if e.pair is None else {"pair": e.pair})} for e in examples],
@@ -235,12 +233,10 @@ class InstructionTuning(Task):
         every = -(-self.num_rows(split) // self.validation_rows) if split == "validation" else 1
         return row % every == 0
 
-    def _generate(
-        self, model: nn.Module, split: str, asked: list[int], rows: range, budget: int
-    ) -> dict[int, str]:  # fmt: skip
-        """What the model writes, by place in `rows`."""
-        of = [self._rows[split][rows[i]] for i in asked]
-        prompts, texts = [row.ids[: row.start] for row in of], dict[int, str]()
+    def _generate(self, model: nn.Module, split: str, rows: range, budget: int) -> dict[int, str]:
+        """What the model writes for those that are asked for, by place in `rows`."""
+        asked = [i for i, row in enumerate(rows) if self._is_asked(split, row)]
+        prompts, texts = [(row := self._rows[split][rows[i]]).ids[: row.start] for i in asked], dict[int, str]()
         ends = {self._writer.end, self._writer.tokenizer.eos_token_id} - {None}
         for chunk in cut([len(prompt) for prompt in prompts], budget, overhead_tokens(next(model.parameters()).device)):
             written = generation.greedy(model, [prompts[i] for i in chunk], ends, self.max_new_tokens)
@@ -260,25 +256,6 @@ class InstructionTuning(Task):
         config: Any = model.config
         config.save_pretrained(folder)
         self._writer.tokenizer.save_pretrained(folder)
-
-
-def _by_row(logits: Tensor, labels: Tensor, owner: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Summed nll in float64, and number of targets and of those that were the most likely token. [rows], [2, rows]"""
-    learnt = labels != losses.IGNORE
-    right, labels, owner = logits.argmax(-1)[learnt] == labels[learnt], labels[learnt], owner[learnt].cpu()
-    nll = F.cross_entropy(logits[learnt].float(), labels, reduction="none").double().cpu()
-    counts = torch.stack([torch.ones_like(owner), right.long().cpu()])
-    return torch.zeros(rows, dtype=torch.float64).index_add(0, owner, nll), torch.zeros(
-        2, rows, dtype=torch.long
-    ).index_add(1, owner, counts)
-
-
-@torch.inference_mode()
-def _sees_ahead(model: nn.Module, ids: list[int]) -> bool:
-    """Whether the logits of a token depend on the last one, which follows it."""
-    one = torch.tensor([ids, [*ids[:-1], ids[0]]], device=next(model.parameters()).device)
-    logits = model.eval()(input_ids=one, attention_mask=torch.ones_like(one)).logits[:, :-1]
-    return ids[-1] != ids[0] and not torch.allclose(logits[0], logits[1], rtol=1e-3, atol=1e-4)
 
 
 def _load_tokenizer(model: Model) -> Any:

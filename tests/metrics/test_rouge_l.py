@@ -32,9 +32,15 @@ def test_against_googles_rouge_score_on_ascii() -> None:
 
     scorer, draw = RougeScorer(["rougeL"], use_stemmer=False), random.Random(0)
     alphabet = string.ascii_letters + string.digits + string.punctuation + "   \n\t"
-    cases = [("The cat sat on the mat.", "the cat lay on a Mat"), ("", "word"), ("word", ""), ("...", "x"), ("a_b", "a b")]
+    cases = [
+        ("The cat sat on the mat.", "the cat lay on a Mat"),
+        ("", "word"),
+        ("word", ""),
+        ("...", "x"),
+        ("a_b", "a b"),
+    ]
     cases += [tuple("".join(draw.choices(alphabet, k=draw.randint(0, 60))) for _ in "ab") for _ in range(100)]  # type: ignore[misc]
-    some = "red green blue lamp river".split()
+    some = ["red", "green", "blue", "lamp", "river"]
     cases += [tuple(" ".join(draw.choices(some, k=draw.randint(1, 9))) for _ in "ab") for _ in range(200)]  # type: ignore[misc]
     for generated, reference in cases:
         expected = scorer.score(reference, generated)["rougeL"].fmeasure

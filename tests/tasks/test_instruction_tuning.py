@@ -1,4 +1,4 @@
-"""Instruction tuning: what is read and what is learnt, truncation, templates, generation, packing, and what is refused."""
+"""Instruction tuning: what is read and learnt, truncation, templates, generation, packing, and what is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHAT = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
-WORDS = "red green blue lamp river stone paper garden".split()
+WORDS = ["red", "green", "blue", "lamp", "river", "stone", "paper", "garden"]
 
 
 def pairs(number: int = 40) -> list[tuple[str, str]]:
@@ -58,7 +58,8 @@ def checkpoint(folder: Path, *, chat: bool = True, family: str = "llama", **size
     tokenizer.chat_template = CHAT if chat else None
     place = folder / f"model-{family}-{chat}"
     tokenizer.save_pretrained(place)
-    given = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 24}
+    given: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 4, "num_hidden_layers": 2}
+    given |= {"intermediate_size": 24}
     given |= {"num_key_value_heads": 2} if family == "llama" else {}
     given |= {"initializer_range": 0.5, "eos_token_id": 0, "bos_token_id": 0, "pad_token_id": 0, **sizes}
     torch.manual_seed(0)
@@ -89,7 +90,7 @@ def everything(task: InstructionTuning, model: nn.Module, size: int = 8) -> Any:
 
 
 def test_a_pair_is_written_as_the_chat_template_has_it(made: Any) -> None:
-    task, model = made
+    task, _ = made
     tokenizer = task._writer.tokenizer
     for row, example in zip(task._rows["test"], task._splits["test"].examples, strict=True):
         asked = [{"role": "user", "content": example.text}]
@@ -204,7 +205,7 @@ def test_blank_completions_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_packed_losses_and_predictions_are_the_same(tmp_path: Path, family: str) -> None:
-    sizes = {} if family == "llama" else {"n_embd": 16, "n_head": 2, "n_layer": 2, "resid_pdrop": 0.0,
+    sizes: dict[str, Any] = {} if family == "llama" else {"n_embd": 16, "n_head": 2, "n_layer": 2, "resid_pdrop": 0.0,
                                           "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # fmt: skip
     model = checkpoint(tmp_path, family=family, **sizes)
     (one, plain), (other, packed) = loaded(tmp_path, model), loaded(tmp_path, model, packing=True, max_length=100)
