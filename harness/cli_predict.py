@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,7 +45,7 @@ def predict(
     output: Annotated[Path, typer.Option(help="the folder of runs, relative to the project")] = Path("mlruns"),
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
-    """Label texts with a finished run, with probabilities.
+    """What a finished run says of texts: labels with probabilities, or whatever its task answers.
 
     harness predict --run lora-s42-3f9a "Battery life is great." "It broke after a week."
     harness predict --run lora-s42-3f9a --file reviews.csv --out labelled.csv
@@ -80,8 +80,13 @@ def predict(
             print(_line(record, answer))
 
 
-def _line(record: dict[str, str], answer: dict[str, object]) -> str:
-    """What is said of one row: first the answer, then how sure, of classes for each of them; lists are for --json."""
+def _line(record: dict[str, str], answer: dict[str, Any]) -> str:
+    """What is said of one row: first the answer, then how sure, of classes for each of them; lists are for --json.
+
+    What is written at length stands below the row.
+    """
+    if "confidence" not in answer:
+        return "\n".join([" | ".join(record.values()), *(f"  {key}: {value}" for key, value in answer.items())])
     first, *more = (key for key, value in answer.items() if not isinstance(value, list | dict))
     more = more[1:] if any(key.startswith("probability_") for key in more) else more
     facts = (f"{key.removeprefix('probability_')} {_shown(answer[key])}" for key in more)

@@ -79,7 +79,8 @@ def token_budget(device: torch.device) -> int:
 
 def headline(task: Task, predictions: Predictions) -> dict[str, float]:
     """The scores that the task tells first, whatever metrics the spec has."""
-    metrics = {key: registry.build("metric", registry.producer(key), {}) for key in task.headline}
+    made = type(predictions).__name__
+    metrics = {key: registry.build("metric", registry.producer(key, made), {}) for key in task.headline}
     return {key: metric.compute(predictions)[key] for key, metric in metrics.items()}
 
 

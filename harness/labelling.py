@@ -104,6 +104,18 @@ class Classes(Labelling):
         return names.index(label)
 
 
+class Completions(Labelling):
+    """A text to be written behind each text; a label is that text, and so is its target."""
+
+    def label(self, cell: Any, beside: Sequence[Any], where: str, column: str) -> str:
+        """Text, whatever the file says; a blank one is absent."""
+        return as_text(cell, where, column)
+
+    def unknown(self, beside: Sequence[Any]) -> str:
+        """Nothing was written yet."""
+        return ""
+
+
 def _check_rare(counts: Counter[str], names: list[str], why: str) -> None:
     """Raise DataError for a label of train that stands in one row only."""
     rare = [label for label in names if counts[label] < 2]

@@ -91,9 +91,11 @@ def attention(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Attention of the current layout's texts, each to itself; the interface of transformers' attention functions.
 
-    query, key, value: [1, H, N, D/H] -> [1, N, H, D/H]. Raises Unsuitable.
+    query: [1, H, N, D/H]; key, value: the same, or with a divisor of H -> [1, N, H, D/H]. Raises Unsuitable.
     """
-    layout = current.get()
+    layout, groups = current.get(), query.shape[1] // key.shape[1]
+    if groups > 1:  # grouped queries (Ainslie et al. 2023, arXiv 2305.13245): neighbours share keys and values
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     odd = [name for name in _REFUSED if others.get(name) is not None]
     if layout is None or odd or query.shape != key.shape or query.shape[:1] + query.shape[2:3] != (1, len(layout.back)):
         raise Unsuitable(f"attention of another kind{' with ' + ', '.join(odd) if odd else ''}")

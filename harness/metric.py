@@ -147,10 +147,19 @@ class Likelihood(Predictions):
 class Completed(Likelihood):
     """The same, and what the model wrote where a completion was asked for."""
 
-    generated: list[str]
-    """[N]"""
+    generated: list[str | None]
+    """None: it was not asked to. [N]"""
     references: list[str]
     """What was to be written. [N]"""
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Generated text and reference, where there are both."""
+        both = zip(self.generated, self.references, strict=True)
+        return [(text, reference) for text, reference in both if text is not None]
+
+    def answers(self) -> list[dict[str, Any]]:
+        """The completion of each example."""
+        return [{"generated": text} for text in self.generated]
 
     def num_flips(self, other: Self) -> int:
         """Completions that are other ones."""

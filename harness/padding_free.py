@@ -81,6 +81,8 @@ class PaddingFree:
         mask = inputs.get("attention_mask")
         if self._is_proving or self.is_proven is False or mask is None or mask.ndim != 2 or bool(mask.all()):
             return
+        if inputs.get("use_cache"):  # keys and values are kept for later tokens, by text
+            return
         if self.is_proven is None:
             with _evaluating(model):
                 self._prove(model, args, inputs)
@@ -148,8 +150,8 @@ class PaddingFree:
 
 
 def _of_real_tokens(x: Tensor, mask: Tensor) -> Tensor:
-    """Zero where padding is, if x has tokens: what a model makes of padding does not matter. [B, T, ...], [B, T]"""
-    return x * mask[..., None] if x.shape[:2] == mask.shape and x.ndim == 3 else x
+    """Zero where there is padding, if x has the tokens or the last of them; one output per text stays. [B, T, ...]"""
+    return x * mask[:, -x.shape[1] :, None] if x.ndim == 3 else x
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from harness.assembly import Assembled, Loaded
 from harness.schema import Spec
 from harness.selection import Selected
 from harness.tracker import Tracker
+
+_TABLE = "test/samples.json"
+"""Generated texts beside their references, where a task writes texts."""
 
 
 def track_inputs(spec: Spec, loaded: Loaded, assembled: Assembled, seed: int, tracker: Tracker) -> None:
@@ -50,6 +54,8 @@ def send_end(spec: Spec, headline: Iterable[str], folder: Path, scores: dict[str
     tracker.metrics(scores, int(scores["train/steps"]))
     if (card := folder / "model_card.md").exists():
         tracker.tags({"mlflow.note.content": card.read_text(encoding="utf-8")})
+    if (folder / _TABLE).exists():  # what MLflow's own `log_table` leaves
+        tracker.tags({"mlflow.loggedArtifacts": json.dumps([{"path": _TABLE, "type": "table"}])})
     tracker.artifacts(folder, ignore=["checkpoints/*"])
     if model := spec.tracking.register_as:
         name, _, alias = model.partition("@")

@@ -133,10 +133,10 @@ def is_less_better(key: str) -> bool:
     return any(key in getattr(settings_class("metric", name), "less_is_better", ()) for name in names("metric"))
 
 
-def producer(key: str) -> str:
-    """The metric that gives a key. Raises SpecError if there is none."""
+def producer(key: str, predictions: str | None = None) -> str:
+    """The metric that gives a key, from this class of predictions if one is named. Raises SpecError: there is none."""
     for name in names("metric"):
-        if key in produces(name):
+        if key in produces(name) and (predictions is None or _is_made(predictions_of("metric", name), predictions)):
             return name
     raise SpecError(
         f"no metric gives '{key}'", fix=did_you_mean(key, {k for n in names("metric") for k in produces(n)})
@@ -156,9 +156,14 @@ def predictions_of(kind: Literal["task", "metric"], name: str) -> str:
 
 def reads(metric: str, task: str) -> bool:
     """Whether a metric reads the predictions that a task makes: that class, or one above it."""
+    return _is_made(predictions_of("metric", metric), predictions_of("task", task))
+
+
+def _is_made(wanted: str, found: str) -> bool:
+    """Whether a class of predictions is the wanted one, or derives from it."""
     tree = ast.parse((_ROOT / "metric.py").read_text(encoding="utf-8"))
     above = {node.name: list(map(_named, node.bases)) for node in tree.body if isinstance(node, ast.ClassDef)}
-    wanted, made = predictions_of("metric", metric), [predictions_of("task", task)]
+    made = [found]
     while made:
         if wanted in made:
             return True

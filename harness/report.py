@@ -76,9 +76,9 @@ def score_rows(own: dict[str, float], yardsticks: list[dict[str, Any]], name: st
 
 
 def ladder_rows(found: list[dict[str, Any]], keys: list[str]) -> list[list[str]]:
-    """Names with these scores, best last by the first of them."""
+    """Names with these scores, best last by the first of them; – for one that a yardstick cannot have."""
     ladder = sorted(found, key=lambda row: row[keys[0]], reverse=registry.is_less_better(keys[0]))
-    return [[str(row["name"]), *(f"{row[key]:.3f}" for key in keys)] for row in ladder]
+    return [[str(row["name"]), *(f"{row[key]:.3f}" if key in row else "–" for key in keys)] for row in ladder]
 
 
 def model_card(

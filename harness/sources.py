@@ -18,7 +18,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from harness import builtin, conll, hub, synthetic_entities
+from harness import builtin, conll, hub, instructions, synthetic_entities
 from harness.errors import DataError, StorageError, did_you_mean
 from harness.settings import Settings
 from harness.splitting import SPLITS
@@ -40,10 +40,11 @@ class Source(Settings):
     revision: Name | None = None
     """Hub only: branch, tag or commit; name a commit to read the same rows forever."""
     text: Name | Annotated[list[Name], Field(min_length=2, max_length=2)]
-    """The column with the text, or two columns for pairs of texts. Built-ins: `text`."""
+    """The column with the text, or two columns for pairs of texts. Built-ins: `text`;
+    `builtin:instructions`: `prompt`."""
     label: Name | None
     """The column with what is to be learnt; null for a task that learns from text alone. Classes are text, whatever the
-    file says. Built-ins: `label`."""
+    file says. Built-ins: `label`; `builtin:instructions`: `completion`."""
     group: Name | None = None
     """Rows with the same value in this column stay in one split. Built-ins: `document` if none is named."""
     cuts: list[Annotated[float, Field(gt=-4, lt=4)]] = Field(default=[-0.5, 0.5])
@@ -81,8 +82,8 @@ class Source(Settings):
 
     @model_validator(mode="after")
     def _sentences_are_used(self) -> Self:
-        if self.sentences and self.name != builtin.PREFIX + builtin.SENTENCES:
-            raise ValueError(f"sentences is for {builtin.PREFIX}{builtin.SENTENCES}; {self.name} has its own")
+        if self.sentences and self.name != f"{builtin.PREFIX}ner":
+            raise ValueError(f"sentences is for {builtin.PREFIX}ner; {self.name} has its own")
         return self
 
     @property
@@ -118,9 +119,7 @@ def find_parts(source: Source, named: list[str]) -> Parts:
     """
     if source.name.startswith(builtin.PREFIX):
         _refuse_hub_settings(source)
-        if source.name == builtin.PREFIX + builtin.SENTENCES:
-            return {part: partial(_made, source.sentences or Sentences(), part) for part in SPLITS}
-        return {"train": partial(_read_rated, source.name.removeprefix(builtin.PREFIX), source.cuts)}
+        return _builtin_parts(source)
     try:
         path = Path(source.name).expanduser()
         exists = path.exists()
@@ -191,8 +190,25 @@ def _read_rated(name: str, cuts: list[float]) -> Table:
     return Table(["text", "label", "document"], cells, labels, is_rated=True)
 
 
+def _builtin_parts(source: Source) -> Parts:
+    name = source.name.removeprefix(builtin.PREFIX)
+    if name == "ner":
+        sentences = source.sentences or Sentences()
+        return {part: partial(_made, sentences, part) for part in SPLITS}
+    if name == "instructions":
+        return {"train": _read_instructions}
+    return {"train": partial(_read_rated, name, source.cuts)}
+
+
 def _made(sentences: Sentences, part: str) -> Table:
     return Table(list(conll.COLUMNS), synthetic_entities.make(sentences, part))
+
+
+def _read_instructions() -> Table:
+    """500 pairs made from a seed; `kind` is which of seven tasks."""
+    made = enumerate(instructions.pairs(), 1)
+    facts = [(i, {"prompt": pair.prompt, "completion": pair.completion, "kind": pair.kind}) for i, pair in made]
+    return Table(["prompt", "completion", "kind"], [(f"builtin:instructions, pair {i}", fact) for i, fact in facts])
 
 
 def read_file(path: Path, encoding: str = "utf-8", where: str = "data.name") -> Table:
@@ -320,7 +336,7 @@ def _hub_parts(source: Source) -> Parts:
     """The splits of a data set on the Hub."""
     if not hub.is_id(source.name):
         what = f"'{source.name}' is no built-in, no file or folder, and no id of the Hub"
-        fix = did_you_mean(source.name, [builtin.PREFIX + name for name in (*builtin.RATINGS, builtin.SENTENCES)])
+        fix = did_you_mean(source.name, [builtin.PREFIX + name for name in builtin.DATA])
         raise DataError(what, where="data.name", fix=fix)
     import datasets
 

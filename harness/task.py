@@ -24,7 +24,8 @@ class Task(Settings, ABC):
     labelling: ClassVar[Labelling] = Classes()
     """What the rows of its data are."""
     headline: ClassVar[dict[str, str]]
-    """The scores that are told first, by what people call them; yardsticks give them too. The first one ranks."""
+    """The scores that are told first, by what people call them; yardsticks give them too. The first one ranks;
+    of the others a yardstick may lack one."""
 
     @abstractmethod
     def load_data(self, splits: Splits, model: Model) -> dict[str, Any]:

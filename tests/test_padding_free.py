@@ -12,11 +12,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from harness import dropout, layout, notes, padding_free, seeding
+from harness import dropout, layout, losses, notes, padding_free, seeding
 from harness.gradients import ExactGradient, OutOfMemory
 from harness.methods.peft import Peft
 from harness.processes import Agreement
-from tests.toys import ALL_FAMILIES, FAMILIES, ToyTask, classifier, random_batch
+from tests.toys import ALL_FAMILIES, FAMILIES, ToyTask, classifier, language_batch, language_model, random_batch
 
 LENGTHS = [7, 2, 5, 5, 1, 3]
 SUITABLE = (*FAMILIES, "gpt2", "llama")
@@ -73,6 +73,32 @@ def test_outputs_and_gradients_are_those_of_the_padded_path(family: str) -> None
     assert found_gradients.keys() == expected_gradients.keys()
     for name, gradient in found_gradients.items():
         torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-8, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("family", ["llama", "grouped", "gpt2"])
+def test_language_models_with_heads_that_share_keys_and_values(family: str) -> None:
+    """Logits and gradients of all real tokens, against each text in a row of its own, and the padded path."""
+    model: Any = language_model(family)
+    batch = language_batch(LENGTHS)
+    labels = batch.per_token["labels"]
+    given = {name: tensor for name, tensor in batch.per_token.items() if name != "labels"}
+    found = []
+    for mode in ("never", "always"):
+        padding_free.attach(model, mode)
+        model.zero_grad()
+        with padding_free.running(model):
+            model(**given)
+            shapes = seen_by_layers(model) if mode == "always" else []
+            logits = model(**given).logits
+            losses.cross_entropy_sum(logits, labels).backward()
+        found.append((logits[given["attention_mask"] == 1], [p.grad.clone() for p in model.parameters()]))
+        if mode == "always":
+            assert shapes == [(1, sum(LENGTHS))]
+    alone = torch.cat([model(input_ids=given["input_ids"][i : i + 1, :n]).logits[0] for i, n in enumerate(LENGTHS)])
+    for logits, _ in found:
+        torch.testing.assert_close(logits, alone, rtol=1e-10, atol=1e-12)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-8, atol=1e-10)
 
 
 def test_padding_may_stand_on_the_left_unless_the_head_reads_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import PrivateAttr
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from harness import losses
 from harness.batch import Batch
@@ -72,6 +72,27 @@ def classifier(family: str = "bert", dropout: float = 0.0, labels: int = 3) -> n
     torch.manual_seed(0)
     model: nn.Module = AutoModelForSequenceClassification.from_config(config)
     return model.double().eval()
+
+
+def language_model(family: str) -> nn.Module:
+    """A random two-layer causal language model in float64; `grouped`: a Llama with 4 heads on 2 of keys and values."""
+    more = {"num_attention_heads": 4, "num_key_value_heads": 2} if family == "grouped" else {}
+    name = "llama" if family == "grouped" else family
+    dropouts = dict.fromkeys(("attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    sizes = {**_SIZES[name], **more, "initializer_range": 0.5}  # so that every layer matters to the logits
+    config = AutoConfig.for_model(name, vocab_size=VOCABULARY, **sizes, **dropouts)
+    torch.manual_seed(0)
+    model: nn.Module = AutoModelForCausalLM.from_config(config)
+    return model.double().eval()
+
+
+def language_batch(lengths: list[int], seed: int = 0) -> Batch:
+    """Random texts of these lengths; of each the second half is learnt."""
+    batch = random_batch(lengths, seed=seed)
+    ids, labels = batch.per_token["input_ids"], torch.full((len(lengths), max(lengths)), losses.IGNORE)
+    for row, length in enumerate(lengths):
+        labels[row, length // 2 : length - 1] = ids[row, length // 2 + 1 : length]
+    return Batch(batch.lengths, {**batch.per_token, "labels": labels}, {})
 
 
 def deviation(found: Tensor, expected: Tensor) -> float:

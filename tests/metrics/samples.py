@@ -1,10 +1,10 @@
-"""Classified made from a seed."""
+"""Predictions made from a seed, or from texts."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from harness.metric import Classified
+from harness.metric import Classified, Completed
 
 LABELS = ["negative", "neutral", "positive"]
 
@@ -31,3 +31,11 @@ def reordered(predictions: Classified, seed: int = 0) -> Classified:
     order = np.random.default_rng(seed).permutation(len(predictions.labels))
     rows = [predictions.rows[i] for i in order]
     return Classified(predictions.labels[order], predictions.scores[order], predictions.label_names, rows)
+
+
+def completed(generated: list[str | None], references: list[str]) -> Completed:
+    """These texts, two target tokens each, one of them right."""
+    size = len(references)
+    rows = [{"id": str(i), "text": f"ask {i}"} for i in range(size)]
+    ones = np.ones(size, dtype=np.int64)
+    return Completed(np.full(size, 1.5), 2 * ones, ones, rows, generated, references)

@@ -118,7 +118,7 @@ def test_examples_for_latency_have_the_shape_that_was_asked_for(case: Case) -> N
 def test_its_metrics_read_what_it_predicts(name: str) -> None:
     plugin = registry.plugin("task", name)
     for key in plugin.headline:
-        assert registry.reads(registry.producer(key), name), key
+        assert registry.reads(registry.producer(key, registry.predictions_of("task", name)), name), key
 
 
 def test_cuts_of_a_batch_keep_its_rows(case: Case) -> None:

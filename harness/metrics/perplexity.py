@@ -1,0 +1,26 @@
+"""Perplexity: exp of the mean negative log-likelihood per token, from sums over the whole split in float64.
+
+    nll = sum of nll / number of target tokens,  perplexity = exp(nll)
+
+Never a mean of means: neither of batches nor of examples. A model that knows nothing has the size of the vocabulary,
+a perfect one 1. Only comparable where the tokens are the same: same tokenizer, same targets.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from harness.metric import Likelihood, Metric
+
+
+class Perplexity(Metric[Likelihood]):
+    """`perplexity`, and `nll` in nats per token."""
+
+    produces: ClassVar[tuple[str, ...]] = ("perplexity", "nll")
+    less_is_better: ClassVar[tuple[str, ...]] = ("perplexity", "nll")
+
+    def compute(self, predictions: Likelihood) -> dict[str, float]:
+        """Both, over all target tokens of the split."""
+        nll = math.fsum(predictions.nll.tolist()) / max(1, int(predictions.targets.sum()))
+        return {"perplexity": math.exp(min(nll, 700.0)), "nll": nll}
