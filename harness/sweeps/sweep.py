@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import storage, tracking
+from harness import notes, storage, tracking
 from harness.console import Terminal
 from harness.errors import Interrupted, SpecError, UserError
 from harness.schema import Spec
@@ -24,6 +25,7 @@ from harness.sweeps.plan import Plan, definition, differences, trial_spec
 from harness.sweeps.study import Study
 from harness.sweeps.view import StudyView
 from harness.tracker import Tracker
+from harness.tracking_sync import sync, sync_command, waiting
 
 if TYPE_CHECKING:
     from harness.session import Session
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 _LOOK_SECONDS = 1.0
 _PARENT_SECONDS = 60.0
 """How long the study's run in MLflow may take to be made."""
+_SPOOLS_SECONDS = 30.0
+"""How long a study waits at its end for a store to take what its workers had no time to send."""
 
 
 def run(plan: Plan, arguments: list[str], *, is_worker: bool = False, quiet: bool = False) -> Path | None:
@@ -178,7 +182,7 @@ def _leading(plan: Plan, study: Study, output: Path, terminal: Terminal) -> Iter
         if not leads:
             yield None
             return
-        tracker = _start_tracker(plan, study, output)
+        tracker, identity = _start_tracker(plan, study, output), study.identity
         status = "FAILED"
         try:
             tracker.params({"sweep": plan.space.name, "exp": plan.exp, **_flat(definition(plan)["definition"])})
@@ -189,8 +193,32 @@ def _leading(plan: Plan, study: Study, output: Path, terminal: Terminal) -> Iter
             raise
         finally:
             tracker.finish(status)
+            _send_spools(output, identity, plan.space.arms)
             if status != "FINISHED":
                 terminal.say(f"resume  the same command again: it goes on with the study {plan.name}", always=True)
+
+
+def _send_spools(output: Path, identity: str, arms: Iterable[str]) -> None:
+    """Send what trials kept: who leads can wait longer for a busy store than a worker that was stopped.
+
+    Ends in time whatever the store does: a spool stays until all of it was sent.
+    """
+    tags = [{"study_id": identity, "arm": arm} for arm in arms]
+
+    def send() -> None:
+        for of in tags:
+            list(sync(output, tags=of))
+
+    def left() -> int:
+        return sum(len(waiting(output, of)) for of in tags)
+
+    if left():
+        sender = threading.Thread(target=send, name="spools", daemon=True)
+        sender.start()
+        sender.join(_SPOOLS_SECONDS)
+    if number := left():
+        what = f"not everything is in MLflow: records of {number} trials wait in {output / 'spool'}"
+        notes.note(f"{what}; send them with: {sync_command(output)}")
 
 
 def _start_tracker(plan: Plan, study: Study, output: Path) -> Tracker:
