@@ -88,7 +88,7 @@ def _work(plan: Plan, first: Spec, folder: Path, is_worker: bool, quiet: bool) -
             _tell_parent(study, lead)
         parent = _parent(study) if study else None
         worker = Worker(plan, session, study, parent, view)
-        _say_begin(plan, study, session.terminal, lead)
+        _say_begin(plan, study, session.terminal, lead, view)
         worker.work(tuple(plan.space.arms))
         if study:
             plan_confirmation(plan, study)
@@ -152,7 +152,7 @@ def _supervise(plan: Plan, first: Spec, folder: Path, arguments: list[str], quie
     with _leading(plan, study, output, terminal) as lead:
         make = ray_crew if plan.space.executor == "ray" else local_crew
         with StudyView(plan.space, terminal, plan.space.workers) as view:
-            _say_begin(plan, study, terminal, lead)
+            _say_begin(plan, study, terminal, lead, view)
             if lead:
                 lead.open()
             crew: Crew
@@ -239,11 +239,12 @@ def _flat(about: dict[str, object], prefix: str = "study") -> dict[str, object]:
     return {f"{prefix}.{key}": value for key, value in about.items()}
 
 
-def _say_begin(plan: Plan, study: Study | None, terminal: Terminal, lead: Tracker | None) -> None:
+def _say_begin(plan: Plan, study: Study | None, terminal: Terminal, lead: Tracker | None, view: StudyView) -> None:
     if study is None:
         return
     terminal.title(f"\nstudy {plan.name}")
     terminal.say(" and ".join(plan.size(arm) for arm in plan.space.arms))
     terminal.say(f"watch: optuna-dashboard {shlex.quote(study.store.shown)}")
+    view.begin(study)
     if lead is None:
         terminal.say("another process leads this study: this one helps with its trials")
