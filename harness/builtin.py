@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+from harness import landmarks
 from harness.errors import DataError, HarnessError, ModelError, StorageError, UserError, did_you_mean
 from harness.storage import cache_folder
 
@@ -119,7 +120,9 @@ def ratings(name: str) -> list[Rated]:
         StorageError: the cache cannot be written.
     """
     if name not in RATINGS:
-        raise DataError(f"no built-in data set is called '{name}'", fix=f"known: {', '.join(RATINGS)}")
+        raise DataError(
+            f"no built-in data set is called '{name}'", fix=f"known: {', '.join((*RATINGS, *landmarks.NAMES))}"
+        )
     with tarfile.open(fetch(_HUTTO) / "hutto_ICWSM_2014.tar.gz") as archive:
         truth = _table(archive, f"{_STEMS[name]}_GroundTruth.txt")
         raw = {cells[0]: cells[-1] for cells in _table(archive, f"{_STEMS[name]}_anonDataRatings.txt")}

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from harness import builtin, hub
+from harness import builtin, hub, landmarks, squad_file
 from harness.errors import DataError, StorageError, did_you_mean
 from harness.settings import Settings
 from harness.splitting import SPLITS
@@ -32,7 +32,8 @@ class Source(Settings):
     """What is read, and which of its columns are used."""
 
     name: Name
-    """`builtin:product_reviews`, a folder, a csv, tsv, jsonl, json or parquet file, or else an id on the Hub."""
+    """A built-in such as `builtin:product_reviews`, a folder, a csv, tsv, jsonl, json or parquet file, or else an id on
+    the Hub."""
     subset: Name | None = None
     """Hub only: the configuration of the data set."""
     revision: Name | None = None
@@ -108,7 +109,9 @@ def find_parts(source: Source, named: list[str]) -> Parts:
     """
     if source.name.startswith(builtin.PREFIX):
         _refuse_hub_settings(source)
-        return {"train": partial(_read_rated, source.name.removeprefix(builtin.PREFIX), source.cuts)}
+        name = source.name.removeprefix(builtin.PREFIX)
+        read = partial(_made_up, name) if name in landmarks.NAMES else partial(_read_rated, name, source.cuts)
+        return {"train": read}
     try:
         path = Path(source.name).expanduser()
         exists = path.exists()
@@ -179,6 +182,11 @@ def _read_rated(name: str, cuts: list[float]) -> Table:
     return Table(["text", "label", "document"], cells, labels, is_rated=True)
 
 
+def _made_up(name: str) -> Table:
+    rows = landmarks.rows(name)
+    return Table(landmarks.COLUMNS, [(f"{builtin.PREFIX}{name}, question {row['id']}", row) for row in rows])
+
+
 def read_file(path: Path, encoding: str = "utf-8", where: str = "data.name") -> Table:
     """One csv, tsv, jsonl, json or parquet file; `where`: what a person names it with.
 
@@ -243,7 +251,7 @@ def _read_csv(path: Path, text: str, suffix: str) -> Table:
 
 
 def _read_json(path: Path, text: str, by_line: bool) -> Table:
-    """One object per line, or a list of objects."""
+    """One object per line, or a list of objects, or a file of SQuAD."""
     rows: list[tuple[str, dict[str, Any]]] = []
     for line, chunk in enumerate(text.split("\n"), 1) if by_line else [(1, text)]:
         if by_line and not chunk.strip():
@@ -253,6 +261,8 @@ def _read_json(path: Path, text: str, by_line: bool) -> Table:
         except (ValueError, RecursionError) as error:
             where = f"{path}:{line + getattr(error, 'lineno', 1) - 1}"
             raise DataError("not JSON", where=where, why=str(error), fix="repair this line") from error
+        if not by_line and squad_file.is_squad(value):
+            return Table(squad_file.COLUMNS, list(squad_file.rows(path, value)))
         for number, item in enumerate(value if isinstance(value, list) and not by_line else [value], 1):
             where = f"{path}:{line}" if by_line else f"{path}, item {number}"
             if not isinstance(item, dict):
@@ -280,7 +290,7 @@ def _hub_parts(source: Source) -> Parts:
     """The splits of a data set on the Hub."""
     if not hub.is_id(source.name):
         what = f"'{source.name}' is no built-in, no file or folder, and no id of the Hub"
-        fix = did_you_mean(source.name, [builtin.PREFIX + name for name in builtin.RATINGS])
+        fix = did_you_mean(source.name, [builtin.PREFIX + name for name in (*builtin.RATINGS, *landmarks.NAMES)])
         raise DataError(what, where="data.name", fix=fix)
     import datasets
 
