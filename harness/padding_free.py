@@ -129,11 +129,11 @@ class PaddingFree:
         few_args = [x[rows] if isinstance(x, Tensor) and len(x) == len(mask) else x for x in args]
         self._is_proving, self._seen = True, []
         try:
-            results = [model(*few_args, **few)[0]]
+            results = [_first(model(*few_args, **few))]
             self._begin(lay_out(few["attention_mask"]))
-            results.append(model(*few_args, **few)[0])
-            plain, free = (seen * few["attention_mask"][..., None] for seen in self._seen)
-            pairs = [(plain, free), tuple(results)]
+            results.append(_first(model(*few_args, **few)))
+            pairs = [tuple(_of_real_tokens(x, few["attention_mask"]) for x in both) for both in (self._seen, results)]
+            plain = pairs[0][0]
             error = max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs)
             self.is_proven = error <= _tolerance(plain)
             if not self.is_proven:
@@ -145,6 +145,19 @@ class PaddingFree:
         finally:
             self._leave()
             self._is_proving, self._seen = False, []
+
+
+def _first(output: Any) -> Tensor:
+    """The first result of a model; logits of the first and last token of an answer side by side. [B, T, 2]"""
+    if hasattr(output, "start_logits"):
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+    found: Tensor = output[0]
+    return found
+
+
+def _of_real_tokens(x: Tensor, mask: Tensor) -> Tensor:
+    """Zero where padding is, if x has tokens: what a model makes of padding does not matter. [B, T, ...], [B, T]"""
+    return x * mask[..., None] if x.shape[:2] == mask.shape and x.ndim == 3 else x
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

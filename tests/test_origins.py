@@ -113,6 +113,13 @@ def test_what_was_changed_is_named(tmp_path: Path, change: str) -> None:
     assert detail in found[name][1]
 
 
+def test_random_weights_are_no_file(tmp_path: Path) -> None:
+    run = make(tmp_path, baseModel={"id": "builtin:transformer", "revision": ""})
+    assert told(origins.check(run, [KEY]))["base model"] == (
+        None, "it began with random weights, which follow from the seed and nothing else"
+    )  # fmt: skip
+
+
 def test_other_code_is_a_note_and_no_tampering(tmp_path: Path) -> None:
     run = make(tmp_path, code={"treeSha256": "0" * 64, "commit": "0123456789abcdef"})
     checks = origins.check(run, [KEY])

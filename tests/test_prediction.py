@@ -163,3 +163,25 @@ def test_truncated_texts_are_counted(folder: Path) -> None:
     done = CliRunner().invoke(app, [*place, "good", "good " * 200])
     assert "NOTE 1 of 2 texts are longer than the 128 tokens that are read" in done.stderr
     assert "NOTE" not in done.stdout
+
+
+def test_a_model_with_random_weights_is_made_again_with_the_tokenizer_of_its_run(
+    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its frozen weights follow from the seed; without its data and the cache, as on another machine."""
+    data = [word for word in tiny if word.startswith("data.")]
+    sizes = "{layers: 1, d_model: 8, heads: 2, ffn: 8, vocabulary: 290, max_length: 128}"
+    model = ["model.name=builtin:transformer", f"model.architecture={sizes}", "methods={bottleneck_adapter: {size: 2}}"]
+    given = [*SMOKE, *data, *model, "latency.measure=false", "data.limit=null", "train.learning_rate=0.1"]
+    assert main(["exp=full_finetune", *given, f"output={tmp_path}"]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    expected = own_predictions(folder)
+    monkeypatch.setattr("harness.tokenizing.cache_folder", lambda: tmp_path / "elsewhere")
+    texts = tmp_path / "texts.csv"
+    with texts.open("w", newline="") as file:
+        csv.writer(file).writerows([["text"], *([row["text"]] for row in expected)])
+    found = list(csv.DictReader(io.StringIO(predict(folder, "--file", str(texts)))))
+    assert [float(row["confidence"]) for row in found] == pytest.approx([float(row["confidence"]) for row in expected])
+    (folder / "weights" / "tokenizer" / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"weights/tokenizer/tokenizer\.json was changed after the run"):
+        predict(folder, "good")

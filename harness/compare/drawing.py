@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from html import escape
 from itertools import cycle
@@ -60,6 +61,22 @@ def score_against_parameters(comparison: Comparison) -> Any:
     points = [(system, float(system.first.trainable)) for system in comparison.systems]
     figure = _scores(comparison, "Score against trainable parameters", {"": points})
     figure.update_xaxes(type="log", title_text="trainable parameters")
+    return figure
+
+
+def score_against_convergence(comparison: Comparison) -> Any:
+    """Score against the seconds of training up to the checkpoint that was kept, mean over seeds; None: not known."""
+    wanted = ("best/step", "train/steps", "time/train_s")
+    points = [
+        (system, statistics.fmean(best / steps * seconds for best, steps, seconds in known))
+        for system in comparison.systems
+        if (known := [[entry.scores[key] for key in wanted] for entry in system.entries.values()
+                      if all(key in entry.scores for key in wanted)])
+    ]  # fmt: skip
+    if not points:
+        return None
+    figure = _scores(comparison, "Score against time to the best checkpoint", {"": points})
+    figure.update_xaxes(title_text="seconds of training", rangemode="tozero")
     return figure
 
 
@@ -251,6 +268,7 @@ def _metric(comparison: Comparison) -> str:
 PICTURES: tuple[Callable[[Comparison], Any], ...] = (
     differences,
     score_against_parameters,
+    score_against_convergence,
     score_against_latency,
     learning_curves,
     classes,

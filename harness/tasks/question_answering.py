@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor, nn
 
-from harness import answer_baselines, hub, losses, spans
+from harness import answer_baselines, hub, losses, spans, tokenizing
 from harness.answers import Answers
 from harness.batch import Batch, cut, overhead_tokens
 from harness.data import Data, Example, Split, Splits
@@ -77,7 +77,7 @@ class QuestionAnswering(Task):
             ModelError: the tokenizer cannot be loaded, knows no places of its tokens, or has no pad token.
             DataError: a question that leaves no room for its context, a context without any token.
         """
-        self._open_tokenizer(model)
+        self._open_tokenizer(model, lambda: (text for e in splits.train.examples for text in (e.text, e.pair or "")))
         self._labels = splits.labels
         return {split.name: self._encode(split) for split in (splits.train, splits.validation, splits.test)}
 
@@ -87,19 +87,15 @@ class QuestionAnswering(Task):
         self._labels = labels
         return self._encode(Split("inputs", examples, ""))
 
-    def _open_tokenizer(self, model: Model) -> None:
-        from transformers import AutoTokenizer
-
-        with hub.explained("tokenizer", model.name), hub.quiet_loading():
-            folder = hub.resolve(model.name, model.revision)
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, revision=model.revision, trust_remote_code=False)
+    def _open_tokenizer(self, model: Model, texts: Callable[[], Iterator[str]] | None = None) -> None:
+        self._tokenizer = tokenizing.load(model, texts)
         if not self._tokenizer.is_fast:
-            what = f"the tokenizer of '{model.name}' exists in Python only, and does not know where its tokens stand"
+            what = f"the tokenizer of '{model.name}' does not know where in a text its tokens stand"
             raise ModelError(what, where="model.name", fix="take a model with a tokenizer.json")
         if self._tokenizer.pad_token is None:
-            if self.pad_token not in self._tokenizer.get_vocab():
+            if self.pad_token not in (known := self._tokenizer.get_vocab()):
                 what = f"the tokenizer of '{model.name}' has no pad token"
-                fix = f"name an existing token to pad with, such as {self._tokenizer.eos_token}"
+                fix = f"name an existing token to pad with, such as {self._tokenizer.eos_token or next(iter(known))}"
                 raise ModelError(what, where=f"{_WHERE}.pad_token", fix=fix)
             self._tokenizer.pad_token = self.pad_token
 
@@ -141,6 +137,8 @@ class QuestionAnswering(Task):
         Raises:
             ModelError: it cannot be loaded, its weights are not those of its config, or it reads shorter texts only.
         """
+        if model.is_own:
+            return self._own_model(model)
         from transformers import AutoModelForQuestionAnswering
 
         loaded: Any
@@ -160,12 +158,27 @@ class QuestionAnswering(Task):
         self._inputs = set(inspect.signature(loaded.forward).parameters)
         return cast(nn.Module, loaded)
 
+    def _own_model(self, model: Model) -> nn.Module:
+        """`builtin:transformer` with two logits for each token. Raises ModelError."""
+        from harness import transformer
+
+        own = transformer.build(
+            model, "token_classification", vocab_size=len(self._tokenizer), num_labels=2,
+            pad_token_id=self._tokenizer.pad_token_id,
+        )  # fmt: skip
+        self._check_length(own, model.name)
+        self._inputs = set(inspect.signature(own.forward).parameters)
+        return own
+
     def _check_model(self, model: Any, misfits: set[str], checkpoint: str) -> None:
         base = {name for name, _ in model.named_parameters() if name.startswith(f"{model.base_model_prefix}.")}
         if base & misfits or (base and base <= self._new_parameters):
             why = f"in its config, not in its weights: {', '.join(sorted(base & (misfits or base))[:3])}, ..."
             fix = "give the config.json that belongs to the weights"
             raise ModelError(f"the weights of '{checkpoint}' do not fit", where="model.name", why=why, fix=fix)
+        self._check_length(model, checkpoint)
+
+    def _check_length(self, model: Any, checkpoint: str) -> None:
         longest = max(len(window) for windows in self._windows.values() for window in windows)
         positions = getattr(model.config, "max_position_embeddings", None) or -1  # -1: any number, as in XLNet
         limit = min(positions if positions > 0 else longest, self._tokenizer.model_max_length)
@@ -283,7 +296,7 @@ class QuestionAnswering(Task):
 def _logits(model: nn.Module, micro: Batch) -> tuple[Tensor, Tensor]:
     """Logits of the first and the last token; those of padding are -inf, whatever it is padded to. [B, T]"""
     found: Any = model(**micro.per_token)
-    padding = torch.arange(found.start_logits.shape[1]) >= micro.lengths[:, None]
-    padding = padding.to(found.start_logits.device)
-    hidden = -torch.inf
-    return found.start_logits.masked_fill(padding, hidden), found.end_logits.masked_fill(padding, hidden)
+    both = (found.start_logits, found.end_logits) if hasattr(found, "start_logits") else found.logits.unbind(dim=-1)
+    padding = torch.arange(both[0].shape[1]) >= micro.lengths[:, None]
+    start, end = (logits.masked_fill(padding.to(logits.device), -torch.inf) for logits in both)
+    return start, end

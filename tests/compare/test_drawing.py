@@ -17,12 +17,13 @@ from tests.compare.runs import finished
 @pytest.fixture
 def comparison(tmp_path: Path) -> Comparison:
     of = {"full_finetune": ([0, 1, 1, 1], [0, 1, 0, 0]), "lora": ([0, 1, 0, 1], [1, 1, 0, 1])}
-    latency = {"latency/model_b1_t8_p50_ms": 5.0, "latency/model_b1_t8_p95_ms": 6.0}
+    measured = {"latency/model_b1_t8_p50_ms": 5.0, "latency/model_b1_t8_p95_ms": 6.0}
     for name, both in of.items():
         for seed, predicted in enumerate(both):
             f1 = float(f1_score([0, 1, 0, 1], predicted, average="macro"))
             curve = [0.1 + seed, 0.2, None, 0.4] if name == "lora" else [0.3] * 2
-            finished(tmp_path, name, seed, f1, predicted=predicted, scores=latency, curve=curve)
+            effort = {"best/step": 30.0 + 10 * seed, "train/steps": 50.0, "time/train_s": 100.0}
+            finished(tmp_path, name, seed, f1, predicted=predicted, scores=measured | effort, curve=curve)
     (made,), _ = compare([], tmp_path)
     return made
 
@@ -46,6 +47,7 @@ def test_every_picture_shows_what_was_measured(comparison: Comparison) -> None:
     assert [x for x in made["differences"].data[0].x if x is not None] == list(pair.interval)
     assert {trace.x[0] for trace in made["score_against_latency"].data} == {5.0}
     assert {trace.x[0] for trace in made["score_against_parameters"].data} == {1234.0}
+    assert {trace.x[0] for trace in made["score_against_convergence"].data} == {70.0}, "60 and 80 seconds"
     matrix = made["matrices"].data[0].z
     assert np.asarray(matrix) == pytest.approx(drawing.confusion(comparison.systems[0]))
     curves = {trace.name: trace for trace in made["learning_curves"].data if trace.name}
