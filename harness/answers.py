@@ -6,7 +6,6 @@ does not answer has the one pair `NO_ANSWER`, as SQuAD 2.0 has such questions (R
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -110,4 +109,4 @@ def _check_place(text: str, start: int, context: str, where: str) -> None:
 
 
 def _short(text: str) -> str:
-    return repr(textwrap.shorten(text, 60, placeholder=" ..."))
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")

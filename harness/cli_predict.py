@@ -77,5 +77,10 @@ def predict(
         print(f"{len(answers)} rows in {out}{' (replaced)' * is_replaced}" if out else text, end="\n" if out else "")
     else:
         for (_, record), answer in zip(table.cells, answers, strict=True):
-            shares = "  ".join(f"{key.removeprefix('probability_')} {answer[key]:.3f}" for key in list(answer)[2:])
-            print(f"{answer['predicted']:12}  {shares}  {' | '.join(record.values())}")
+            first, *more = answer if "predicted" not in answer else ["predicted", *list(answer)[2:]]
+            facts = "  ".join(f"{key.removeprefix('probability_')} {_shown(answer[key])}" for key in more)
+            print(f"{answer[first] or '(no answer)':12}  {facts}  {' | '.join(record.values())}")
+
+
+def _shown(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
