@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from harness import dequantised
+from harness import dequantised, landmarks
 from harness.errors import DataError, HarnessError, ModelError, StorageError, UserError, did_you_mean
 from harness.storage import cache_folder
 
@@ -103,8 +103,8 @@ PREFIX = "builtin:"
 """Stands before the name of a built-in wherever a file or an id of the Hub may be named too."""
 MODELS = ("minilm", "smollm2")
 RATINGS = tuple(_STEMS)
-MADE = ("ner", "instructions")
-"""Made here, not fetched: `synthetic_entities.py`, `instructions.py`."""
+MADE = ("ner", "instructions", *landmarks.NAMES)
+"""Made here, not fetched: `synthetic_entities.py`, `instructions.py`, `landmarks.py`."""
 DATA = (*RATINGS, *MADE)
 
 

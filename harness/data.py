@@ -173,7 +173,7 @@ def _rows(table: Table, data: Data, labelling: Labelling, prefix: str) -> tuple[
         beside = [record.get(name) for name in data.texts]
         texts = labelling.texts(beside, where, data.texts)
         own = labelling.label(record.get(label), beside, where, label) if label else None
-        of = as_text(record.get(group), where, group) if group else ""
+        of = as_text(record.get(group), where, group) if group else labelling.group(texts)
         cells = [*texts, *([own] if label else []), *([of] if group else [])]
         if empty := [(name, where) for (_, name), cell in zip(wanted, cells, strict=True) if _is_blank(cell)]:
             blank += empty

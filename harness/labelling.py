@@ -37,6 +37,10 @@ class Labelling(ABC):
         """The target of a row whose label nobody knows; it means nothing."""
         return 0
 
+    def group(self, texts: Sequence[str]) -> str:
+        """What keeps rows in one split where no column does; "": nothing."""
+        return ""
+
     def stratum(self, label: Any) -> str:
         """Rows of one stratum are divided among the splits in proportion."""
         return ""

@@ -252,6 +252,51 @@ class Tagged(Predictions):
         return answers
 
 
+@dataclass(frozen=True)
+class Spans(Predictions):
+    """A span of its context for each question, or no answer. Shapes: N questions."""
+
+    texts: list[str]
+    """The answers; "": there is none. [N]"""
+    starts: list[int]
+    """The character of the context that each begins with; -1: there is none. [N]"""
+    references: list[list[str]]
+    """What people answered; [""] where the context has no answer. [N, ...]"""
+    scores: NDArray[np.float64]
+    """Logits of the best span and of no answer, start plus end. [N, 2]"""
+    confidence: NDArray[np.float64]
+    """Share of the answer among the best candidates. [N]"""
+    rows: list[dict[str, Any]]
+    """What identifies each question to a person: id, question and context. [N]"""
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """The logits. [N, 2]"""
+        return self.scores
+
+    def num_flips(self, other: Self) -> int:
+        """Answers that are other ones."""
+        return sum(own != its for own, its in zip(self.texts, other.texts, strict=True))
+
+    def joined(self, following: Sequence[Self]) -> Self:
+        """This part of a split and those that follow it."""
+        parts = [self, *following]
+        return dataclasses.replace(
+            self,
+            texts=[text for part in parts for text in part.texts],
+            starts=[start for part in parts for start in part.starts],
+            references=[texts for part in parts for texts in part.references],
+            scores=np.concatenate([part.scores for part in parts]),
+            confidence=np.concatenate([part.confidence for part in parts]),
+            rows=[row for part in parts for row in part.rows],
+        )
+
+    def answers(self) -> list[dict[str, Any]]:
+        """answer, confidence and start of each question."""
+        found = zip(self.texts, self.confidence.tolist(), self.starts, strict=True)
+        return [{"answer": text, "confidence": share, "start": start} for text, share, start in found]
+
+
 P = TypeVar("P", bound=Predictions)
 
 

@@ -131,9 +131,9 @@ class PaddingFree:
         few_args = [x[rows] if isinstance(x, Tensor) and len(x) == len(mask) else x for x in args]
         self._is_proving, self._seen = True, []
         try:
-            results = [model(*few_args, **few)[0]]
+            results = [_first(model(*few_args, **few))]
             self._begin(lay_out(few["attention_mask"]))
-            results.append(model(*few_args, **few)[0])
+            results.append(_first(model(*few_args, **few)))
             pairs = [tuple(_of_real_tokens(x, few["attention_mask"]) for x in both) for both in (self._seen, results)]
             plain = pairs[0][0]
             error = max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs)
@@ -147,6 +147,14 @@ class PaddingFree:
         finally:
             self._leave()
             self._is_proving, self._seen = False, []
+
+
+def _first(output: Any) -> Tensor:
+    """The first result of a model; logits of the first and last token of an answer side by side. [B, T, 2]"""
+    if hasattr(output, "start_logits"):
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
+    found: Tensor = output[0]
+    return found
 
 
 def _of_real_tokens(x: Tensor, mask: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from harness import builtin, conll, hub, instructions, synthetic_entities
+from harness import builtin, conll, hub, instructions, landmarks, squad_file, synthetic_entities
 from harness.errors import DataError, StorageError, did_you_mean
 from harness.settings import Settings
 from harness.splitting import SPLITS
@@ -33,7 +33,7 @@ class Source(Settings):
     """What is read, and which of its columns are used."""
 
     name: Name
-    """`builtin:product_reviews`, `builtin:ner`, a folder, a csv, tsv, jsonl, json, parquet, conll, bio or iob file, or
+    """A built-in such as `builtin:product_reviews`, a folder, a csv, tsv, jsonl, json, parquet, conll, bio or iob file, or
     else an id on the Hub."""
     subset: Name | None = None
     """Hub only: the configuration of the data set."""
@@ -197,6 +197,8 @@ def _builtin_parts(source: Source) -> Parts:
         return {part: partial(_made, sentences, part) for part in SPLITS}
     if name == "instructions":
         return {"train": _read_instructions}
+    if name in landmarks.NAMES:
+        return {"train": partial(_made_up, name)}
     return {"train": partial(_read_rated, name, source.cuts)}
 
 
@@ -209,6 +211,11 @@ def _read_instructions() -> Table:
     made = enumerate(instructions.pairs(), 1)
     facts = [(i, {"prompt": pair.prompt, "completion": pair.completion, "kind": pair.kind}) for i, pair in made]
     return Table(["prompt", "completion", "kind"], [(f"builtin:instructions, pair {i}", fact) for i, fact in facts])
+
+
+def _made_up(name: str) -> Table:
+    rows = landmarks.rows(name)
+    return Table(landmarks.COLUMNS, [(f"{builtin.PREFIX}{name}, question {row['id']}", row) for row in rows])
 
 
 def read_file(path: Path, encoding: str = "utf-8", where: str = "data.name") -> Table:
@@ -278,7 +285,7 @@ def _read_csv(path: Path, text: str, suffix: str) -> Table:
 
 
 def _read_json(path: Path, text: str, by_line: bool) -> Table:
-    """One object per line, or a list of objects."""
+    """One object per line, or a list of objects, or a file of SQuAD."""
     rows: list[tuple[str, dict[str, Any]]] = []
     for line, chunk in enumerate(text.split("\n"), 1) if by_line else [(1, text)]:
         if by_line and not chunk.strip():
@@ -288,6 +295,8 @@ def _read_json(path: Path, text: str, by_line: bool) -> Table:
         except (ValueError, RecursionError) as error:
             where = f"{path}:{line + getattr(error, 'lineno', 1) - 1}"
             raise DataError("not JSON", where=where, why=str(error), fix="repair this line") from error
+        if not by_line and squad_file.is_squad(value):
+            return Table(squad_file.COLUMNS, list(squad_file.rows(path, value)))
         for number, item in enumerate(value if isinstance(value, list) and not by_line else [value], 1):
             where = f"{path}:{line}" if by_line else f"{path}, item {number}"
             if not isinstance(item, dict):

@@ -5,6 +5,7 @@ A spool is locked (`flock`) while its run lives and while it is being sent, so t
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -13,7 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
+from harness.notes import note
 from harness.tracker import Message
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What `flock` says on a file system without locks, as some clusters have."""
 
 
 class Spool:
@@ -36,6 +41,14 @@ class Spool:
             if self._descriptor is None and self.path.is_file():
                 self._hold()
                 self.kinds = {message["kind"] for message in read(self.path)} - {"run"}
+
+    def is_held_elsewhere(self) -> bool:
+        """Whether somebody else writes or sends the file that an earlier attempt left."""
+        with self._lock:
+            if self._descriptor is not None or not self.path.is_file():
+                return False
+            with holding(self.path) as is_held:
+                return not is_held and self.path.is_file()
 
     def write(self, head: Message, message: Message) -> None:
         """Append a message, whole or not at all, below the line that describes the run as it is known now."""
@@ -136,8 +149,12 @@ def _locked(path: Path, more: int = 0) -> int | None:
         except BlockingIOError:
             os.close(descriptor)
             return None
-        except OSError:  # a file system without locks, as some clusters have: better unlocked than lost
-            return descriptor
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(descriptor)
+                raise
+            note(f"no file locks in {path.parent} ({error.strerror}): run `harness sync` while no run lives")
+            return descriptor  # better unlocked than lost
         with suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor

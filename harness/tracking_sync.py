@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -11,6 +12,7 @@ from typing import Any
 
 from harness import spool
 from harness.errors import HarnessError
+from harness.storage import PROJECT
 from harness.tracker import Message, first_line
 from harness.tracking_mlflow import METRICS_PER_BATCH, probe, sqlite_path, tracking_uri, without_password
 from harness.tracking_writer import Point, RunWriter, Target, open_run, points_of
@@ -85,24 +87,36 @@ def is_down(error: Exception) -> bool:
     return lost or code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
 
 
-def sync(folder: Path, uri: str | None = None) -> Iterator[Told]:
+def sync(folder: Path, uri: str | None = None, tags: dict[str, str] | None = None) -> Iterator[Told]:
     """Send every spool of a runs folder, oldest run first; those that were sent are removed.
 
     Args:
         folder: the runs folder.
         uri: the store to send to; None: the one that the run was started with.
+        tags: send those of the runs alone that were begun with these.
     """
-    paths = sorted((folder / "spool").glob("*.jsonl"), key=lambda path: (spool.first_head(path).get("time", 0), path))
-    for path in paths:
+    for path in waiting(folder, tags or {}):
         name = str(spool.first_head(path).get("name") or path.stem)
-        with spool.holding(path) as is_held:
-            if not is_held:
-                yield Told(name, False, True, "left alone: a process that lives writes or sends it")
-                continue
-            try:
-                yield _sync_one(path, folder, uri, name)
-            except Exception as error:  # one store that fails must not keep the others waiting
-                yield Told(name, False, False, f"kept in {path}: {first_line(error)}")
+        try:
+            with spool.holding(path) as is_held:
+                if is_held:
+                    yield _sync_one(path, folder, uri, name)
+                else:
+                    yield Told(name, False, True, "left alone: a process that lives writes or sends it")
+        except Exception as error:  # one store that fails must not keep the others waiting
+            yield Told(name, False, False, f"kept in {path}: {first_line(error)}")
+
+
+def waiting(folder: Path, tags: dict[str, str]) -> list[Path]:
+    """The spools of the runs that were begun with these tags, oldest run first."""
+    heads = [(spool.first_head(path), path) for path in (folder / "spool").glob("*.jsonl")]
+    found = [(head.get("time", 0), path) for head, path in heads if tags.items() <= head.get("tags", {}).items()]
+    return [path for _, path in sorted(found)]
+
+
+def sync_command(folder: Path) -> str:
+    """How a person sends what waits in a runs folder."""
+    return "harness sync" if folder == PROJECT / "mlruns" else f"harness sync --output {shlex.quote(str(folder))}"
 
 
 def _sync_one(path: Path, folder: Path, uri: str | None, name: str) -> Told:

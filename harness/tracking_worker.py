@@ -5,7 +5,6 @@ Recording costs the training thread microseconds, and a store that fails, or is 
 
 from __future__ import annotations
 
-import shlex
 import time
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -13,11 +12,10 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.spool import Spool
-from harness.storage import PROJECT
 from harness.tracker import Message, Tracker, first_line, warn
 from harness.tracking_mlflow import is_server, probe, safe_part, without_password
 from harness.tracking_queue import Queue
-from harness.tracking_sync import describe, is_down, replay
+from harness.tracking_sync import describe, is_down, replay, sync_command
 from harness.tracking_writer import RunWriter, Target, files, open_run, points_of
 
 _PAUSE_SECONDS = 60.0
@@ -26,6 +24,8 @@ _FINISH_SECONDS, _BYTES_PER_SECOND = 60.0, 1 << 20
 """How long the end of a run waits for a slow store: a minute, and a second more for every MiB of artifacts."""
 _STOPPED_SECONDS = 10.0
 """The same for a run that was stopped: launchers kill what has not ended after 30 seconds."""
+_CLAIM_SECONDS = 60.0
+"""How long a run that goes on waits for whoever sends the spool of its earlier attempt."""
 
 
 class MLflowTracker(Tracker):
@@ -108,7 +108,10 @@ class MLflowTracker(Tracker):
             self._problem = self._judge()
 
     def _give_up(self) -> None:
-        """Keep what the thread has not sent. What is on its way may arrive all the same: replaying compares."""
+        """Keep what the thread has not sent. What is on its way may arrive all the same: replaying compares.
+
+        The thread begins nothing more: whoever sends the spool may have ended the run by then.
+        """
         with self._ending:
             self._is_given_up = True
         for message in self._queue.close():
@@ -123,20 +126,19 @@ class MLflowTracker(Tracker):
             return lost
         why = f" ({self._why})" if self._why else ""
         kept = ", ".join(sorted(self._spool.kinds - {"damaged"}))
-        rest = f"not everything is in MLflow{why}: {kept} kept in {self._spool.path}; send it with: {self._command()}"
+        rest = f"not everything is in MLflow{why}: {kept} kept in {self._spool.path}; send it with: {self._command}"
         return f"{lost}; {rest}" if lost else rest
 
+    @property
     def _command(self) -> str:
-        """How a person sends the spool."""
-        folder = self._target.folder
-        return "harness sync" if folder == PROJECT / "mlruns" else f"harness sync --output {shlex.quote(str(folder))}"
+        return sync_command(self._target.folder)
 
     def _warn(self, what: str) -> None:
         """Once, say what happens to the records and how they are sent."""
         if not self._has_warned:
             self._has_warned = True
             when = "later" if self._is_given_up else "at the end of the run, or later"
-            warn(f"{what}; what could not be sent is kept in {self._spool.path} and sent {when} by: {self._command()}")
+            warn(f"{what}; what could not be sent is kept in {self._spool.path} and sent {when} by: {self._command}")
 
     def _work(self) -> None:
         """The thread: open the store, then send messages in order until `finish`."""
@@ -156,7 +158,11 @@ class MLflowTracker(Tracker):
             self._spool.close()
 
     def _claim(self) -> None:
+        """Take over what an earlier attempt kept. Who sends it now may finish: its points are then seen as recorded."""
+        deadline = time.monotonic() + _CLAIM_SECONDS
         try:
+            while self._spool.is_held_elsewhere() and time.monotonic() < deadline and not self._is_given_up:
+                time.sleep(0.1)
             self._spool.claim()
         except OSError as error:
             self._lose(error)
@@ -223,7 +229,7 @@ class MLflowTracker(Tracker):
             probe(self._target.uri)
         if self._writer is None:
             writer = open_run(self._target, again=self._failure is not None)
-            if self._target.resume:
+            if self._target.resume and not self._is_given_up:
                 writer.reopen(self._target.tags)
             self._writer = writer
         return self._writer

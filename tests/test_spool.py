@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from harness import notes
 from harness.spool import Spool, first_head, holding, read, retire
 
 HEAD = {"kind": "run", "name": "a", "run_id": None}
@@ -117,3 +119,30 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.Mon
             spool.write(HEAD, {"kind": "params"})
     spool.write(HEAD, {"kind": "finish"})
     assert kinds(spool.path) == ["run", "tags", "finish"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_told_once_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", lambda *_: _fail(number))
+    monkeypatch.setattr(notes, "_told", set())
+    spool = Spool(tmp_path, "a")
+    spool.write(HEAD, {"kind": "tags"})
+    assert kinds(spool.path) == ["run", "tags"]
+    with holding(spool.path) as is_held:
+        assert is_held
+    assert capsys.readouterr().err.count(f"NOTE no file locks in {tmp_path} ({os.strerror(number)})") == 1
+
+
+def test_a_lock_that_fails_for_another_reason_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it is, it does not say that nobody holds the file."""
+    monkeypatch.setattr(fcntl, "flock", lambda *_: _fail(errno.EIO))
+    before = len([*Path("/proc/self/fd").iterdir()])
+    with pytest.raises(OSError, match="Input/output error"):
+        Spool(tmp_path, "a").write(HEAD, {"kind": "tags"})
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
+
+
+def _fail(number: int) -> None:
+    raise OSError(number, os.strerror(number))

@@ -6,14 +6,18 @@ import hashlib
 import json
 import time
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 
-from harness import tracking_queue
+from harness import tracking_queue, tracking_sync, tracking_worker
 from harness.errors import StorageError
+from harness.spool import Spool
 from harness.tracking import find_run
 from harness.tracking_mlflow import param_value
+from harness.tracking_sync import describe, sync
+from harness.tracking_writer import Target, open_run
 from tests.stores import QUIET, begin, client, closed_port, run_id
 
 pytestmark = QUIET
@@ -249,3 +253,65 @@ def test_what_is_neither_sent_nor_kept_is_said(
     tracker.finish()
     assert tracker.problem.startswith("records of this run are lost (")
     assert capsys.readouterr().err.count("records of this run are lost") == 1
+
+
+def test_a_run_that_was_given_up_is_not_begun_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped process lives on for a while: what it was about to do must not undo what `harness sync` did."""
+    first = begin(folder, "stopped")
+    identity = run_id(first)
+    first.finish("KILLED")
+    monkeypatch.setattr(tracking_worker, "_STOPPED_SECONDS", 0.1)
+    is_opening, may_open = Event(), Event()
+
+    def slow(*arguments: Any, **more: Any) -> Any:
+        is_opening.set()
+        assert may_open.wait(60)
+        return open_run(*arguments, **more)
+
+    monkeypatch.setattr("harness.tracking_worker.open_run", slow)
+    again: Any = begin(folder, "stopped", resume=True)
+    again.open()
+    assert is_opening.wait(60)
+    again.finish("KILLED")
+    assert "finish kept in" in again.problem
+    assert any(told.name == "stopped" and told.is_sent for told in sync(folder))
+    may_open.set()
+    again._thread.join(60)
+    assert not again._thread.is_alive()
+    assert client(folder).get_run(identity).info.status == "KILLED"
+
+
+def test_a_run_that_goes_on_waits_for_who_sends_its_earlier_records(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It computes steps again that are on their way: it has to see them in the store before it adds its own."""
+    first = begin(folder, "overlap")
+    identity = run_id(first)
+    first.finish("KILLED")
+    target = Target(f"sqlite:///{folder / 'mlflow.db'}", folder, "exp", "overlap", {}, 0)
+    spool = Spool(folder / "spool", "overlap")
+    points = [["train/loss", 1.0, 1_790_000_000_000 + step, step] for step in range(4)]
+    spool.write(describe(target, identity), {"kind": "metrics", "points": points})
+    spool.close()
+    is_replaying, may_replay = Event(), Event()
+    replay = tracking_sync.replay
+
+    def slow(*arguments: Any) -> Any:
+        is_replaying.set()
+        assert may_replay.wait(60)
+        return replay(*arguments)
+
+    monkeypatch.setattr(tracking_sync, "replay", slow)
+    sender = Thread(target=lambda: list(sync(folder)))
+    sender.start()
+    assert is_replaying.wait(60)
+    again = begin(folder, "overlap", resume=True)
+    for step in range(2, 6):
+        again.metrics({"train/loss": 2.0}, step)
+    assert again.wait_open(1) is None
+    may_replay.set()
+    sender.join(60)
+    again.finish()
+    history = client(folder).get_metric_history(identity, "train/loss")
+    assert sorted((m.step, m.value) for m in history) == [*((s, 1.0) for s in range(4)), (4, 2.0), (5, 2.0)]
+    assert not list((folder / "spool").glob("overlap*"))

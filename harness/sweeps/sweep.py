@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import storage, tracking
+from harness import notes, storage, tracking
 from harness.console import Terminal
 from harness.errors import Interrupted, SpecError, UserError
 from harness.schema import Spec
@@ -24,6 +25,7 @@ from harness.sweeps.plan import Plan, definition, differences, trial_spec
 from harness.sweeps.study import Study
 from harness.sweeps.view import StudyView
 from harness.tracker import Tracker
+from harness.tracking_sync import sync, sync_command, waiting
 
 if TYPE_CHECKING:
     from harness.session import Session
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 _LOOK_SECONDS = 1.0
 _PARENT_SECONDS = 60.0
 """How long the study's run in MLflow may take to be made."""
+_SPOOLS_SECONDS = 30.0
+"""How long a study waits at its end for a store to take what its workers had no time to send."""
 
 
 def run(plan: Plan, arguments: list[str], *, is_worker: bool = False, quiet: bool = False) -> Path | None:
@@ -84,7 +88,7 @@ def _work(plan: Plan, first: Spec, folder: Path, is_worker: bool, quiet: bool) -
             _tell_parent(study, lead)
         parent = _parent(study) if study else None
         worker = Worker(plan, session, study, parent, view)
-        _say_begin(plan, study, session.terminal, lead)
+        _say_begin(plan, study, session.terminal, lead, view)
         worker.work(tuple(plan.space.arms))
         if study:
             plan_confirmation(plan, study)
@@ -148,7 +152,7 @@ def _supervise(plan: Plan, first: Spec, folder: Path, arguments: list[str], quie
     with _leading(plan, study, output, terminal) as lead:
         make = ray_crew if plan.space.executor == "ray" else local_crew
         with StudyView(plan.space, terminal, plan.space.workers) as view:
-            _say_begin(plan, study, terminal, lead)
+            _say_begin(plan, study, terminal, lead, view)
             if lead:
                 lead.open()
             crew: Crew
@@ -178,7 +182,7 @@ def _leading(plan: Plan, study: Study, output: Path, terminal: Terminal) -> Iter
         if not leads:
             yield None
             return
-        tracker = _start_tracker(plan, study, output)
+        tracker, identity = _start_tracker(plan, study, output), study.identity
         status = "FAILED"
         try:
             tracker.params({"sweep": plan.space.name, "exp": plan.exp, **_flat(definition(plan)["definition"])})
@@ -189,8 +193,32 @@ def _leading(plan: Plan, study: Study, output: Path, terminal: Terminal) -> Iter
             raise
         finally:
             tracker.finish(status)
+            _send_spools(output, identity, plan.space.arms)
             if status != "FINISHED":
                 terminal.say(f"resume  the same command again: it goes on with the study {plan.name}", always=True)
+
+
+def _send_spools(output: Path, identity: str, arms: Iterable[str]) -> None:
+    """Send what trials kept: who leads can wait longer for a busy store than a worker that was stopped.
+
+    Ends in time whatever the store does: a spool stays until all of it was sent.
+    """
+    tags = [{"study_id": identity, "arm": arm} for arm in arms]
+
+    def send() -> None:
+        for of in tags:
+            list(sync(output, tags=of))
+
+    def left() -> int:
+        return sum(len(waiting(output, of)) for of in tags)
+
+    if left():
+        sender = threading.Thread(target=send, name="spools", daemon=True)
+        sender.start()
+        sender.join(_SPOOLS_SECONDS)
+    if number := left():
+        what = f"not everything is in MLflow: records of {number} trials wait in {output / 'spool'}"
+        notes.note(f"{what}; send them with: {sync_command(output)}")
 
 
 def _start_tracker(plan: Plan, study: Study, output: Path) -> Tracker:
@@ -211,11 +239,12 @@ def _flat(about: dict[str, object], prefix: str = "study") -> dict[str, object]:
     return {f"{prefix}.{key}": value for key, value in about.items()}
 
 
-def _say_begin(plan: Plan, study: Study | None, terminal: Terminal, lead: Tracker | None) -> None:
+def _say_begin(plan: Plan, study: Study | None, terminal: Terminal, lead: Tracker | None, view: StudyView) -> None:
     if study is None:
         return
     terminal.title(f"\nstudy {plan.name}")
     terminal.say(" and ".join(plan.size(arm) for arm in plan.space.arms))
     terminal.say(f"watch: optuna-dashboard {shlex.quote(study.store.shown)}")
+    view.begin(study)
     if lead is None:
         terminal.say("another process leads this study: this one helps with its trials")

@@ -24,6 +24,10 @@ _REFRESH_SECONDS = 0.5
 _COLOURS = {"complete": "green", "pruned": "yellow", "infeasible": "magenta", "failed": "red", "running": "cyan"}
 
 
+_Finished = tuple[str, int, str]
+"""A trial that ended: its stage, its number, its settings."""
+
+
 class Trials(Protocol):
     """Where the trials of a study are read."""
 
@@ -40,7 +44,7 @@ class StudyView:
         """For the runs: of them, notes are shown."""
         self._is_live = terminal.is_live
         self._live = Live(console=terminal.console, auto_refresh=False) if self._is_live else None
-        self._told: set[tuple[str, int, Any]] | None = None
+        self._told: set[_Finished] = set()
         self._shown_at, self._began = 0.0, time.monotonic()
 
     def __enter__(self) -> StudyView:
@@ -53,6 +57,15 @@ class StudyView:
     ) -> None:
         if self._live:
             self._live.stop()
+
+    def begin(self, study: Trials) -> None:
+        """Say how far a study is that goes on: what finished before is no news, and what was begun is not lost."""
+        with suppress(StorageError):
+            records = {stage: study.look(stage) for stage in (*self.space.arms, "confirm")}
+            self._told = set(_finished(records))
+            if trials := [one for of in records.values() for one in of]:
+                begun = len(trials) - len(self._told)
+                self._out.say(f"going on: {self.status(records)}" + (f"; {begun} not finished" if begun else ""))
 
     def close(self, study: Trials) -> None:
         """Show the last state, which stays."""
@@ -79,18 +92,8 @@ class StudyView:
             self._tell_news(records)
 
     def _tell_news(self, records: dict[str, list[TrialRecord]]) -> None:
-        """One line for each trial that finished since the last call; what was there at the first one is counted."""
-        finished = {
-            (stage, one.number, str(one.params)): one
-            for stage, of in records.items()
-            for one in of
-            if one.state not in ("running", "waiting")
-        }
-        if self._told is None:
-            self._told = set(finished)
-            if finished:
-                self._out.say(f"going on: {self.status(records)}")
-            return
+        """One line for each trial that finished since the last call."""
+        finished = _finished(records)
         for key in finished.keys() - self._told:
             one = finished[key]
             value = f"{one.values[0]:.4f}" if one.values else "-"
@@ -158,6 +161,13 @@ class StudyView:
                 style="bold" if any(one is other for other in best) else "",
             )
         return table
+
+
+def _finished(records: dict[str, list[TrialRecord]]) -> dict[_Finished, TrialRecord]:
+    known = ((stage, one) for stage, of in records.items() for one in of)
+    return {
+        (stage, one.number, str(one.params)): one for stage, one in known if one.state not in ("running", "waiting")
+    }
 
 
 def _short(value: Any) -> str:

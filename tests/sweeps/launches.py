@@ -51,6 +51,13 @@ def saved(output: Path, trial: str) -> int:
     return max((int(path.name.removeprefix("step-")) for path in found), default=0)
 
 
+def last_step(output: Path, run: str) -> int:
+    """The last step of a run that MLflow knows; 0: it was stopped before its first one."""
+    steps = f"select max(step) from metrics join runs using (run_uuid) where key = 'train/loss' and name = '{run}'"
+    ((step,),) = query(output, steps)
+    return int(str(step or 0))
+
+
 def owners(output: Path) -> dict[str, int]:
     """Trial -> the process that works on it."""
     found = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweeps.launches import RUNS, assert_whole, command, launch, launched, owners, recorded, saved
+from tests.sweeps.launches import RUNS, assert_whole, command, last_step, launch, launched, owners, recorded, saved
 from tests.test_launch import processes_with, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -31,7 +31,10 @@ def test_a_study_survives_its_workers_and_its_own_end(tiny: list[str], tmp_path:
     assert recorded(tmp_path)["small"] == ("", "KILLED")
     unfinished = [name for name in RUNS if recorded(tmp_path).get(name, ("", ""))[1] == "KILLED"]
     assert f"s{trial[-3:]}-small" in unfinished
-    assert all(saved(tmp_path, name) for name in unfinished)
+    assert {name: saved(tmp_path, name) for name in unfinished} == {
+        name: last_step(tmp_path, name) for name in unfinished
+    }
+    assert saved(tmp_path, trial) > before
 
     done = launch(words)
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
@@ -16,13 +17,15 @@ from unittest.mock import Mock
 
 import pytest
 
-from harness import processes, spec, tracking
+from harness import processes, spec, tracker, tracking
 from harness.command import main
+from harness.console import Terminal
 from harness.errors import Interrupted, LostProcess, MemoryExhausted, RunInUse, TrainingError
 from harness.run import run_in
 from harness.session import Session
 from harness.storage import RunLock
-from harness.sweeps import conclusion, sweep, worker
+from harness.sweeps import conclusion, space, sweep, worker
+from harness.sweeps.plan import Plan
 from harness.sweeps.study import Study
 from harness.train import NonFinite
 from tests.stores import QUIET
@@ -278,6 +281,43 @@ def test_a_stopped_study_goes_on_with_the_trial_it_left(
     assert study(tmp_path, tiny) == 0
     assert [row["state"] for row in trials(tmp_path)] == ["complete"] * 4
     assert mlflow_runs(tmp_path)["small"]["status"] == "FINISHED"
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_the_end_of_a_stopped_trial_that_had_no_time_is_sent_by_who_leads(
+    is_slow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A worker leaves a busy store after ten seconds; its run must not stay RUNNING until the study goes on."""
+    plan = Plan(space.load("lora_rank", ["study=small"]), "lora", [f"output={tmp_path}"])
+    study = Study(plan, tmp_path / "studies" / "small")
+    if is_slow:
+        monkeypatch.setattr(sweep, "_SPOOLS_SECONDS", 0.5)
+        monkeypatch.setattr(sweep, "sync", lambda *_, **__: iter(partial(time.sleep, 2), None))
+    with pytest.raises(Interrupted), sweep._leading(plan, study, tmp_path, Terminal(quiet=True)) as lead:
+        assert lead
+        for name, identity in (("s000-small", study.identity), ("s000-other", "another study's")):
+            tags = {"study_id": identity, "arm": "search"}
+            trial: Any = tracking.start(
+                tracking.Tracking(), tmp_path, "lora", name, parent=lead.wait_open(60), tags=tags
+            )
+            assert trial.wait_open(60)
+            trial.metrics({"train/loss": 1.0}, 1)
+            trial._give_up()  # as if the store had had its ten seconds
+            trial._keep({"kind": "finish", "status": "KILLED", "time": tracker.now()})
+            trial._spool.close()
+        raise Interrupted(143)
+    found = {name: run["status"] for name, run in mlflow_runs(tmp_path).items()}
+    left = {path.stem for path in (tmp_path / "spool").iterdir()}
+    error = capsys.readouterr().err
+    if is_slow:
+        assert found == {"small": "KILLED", "s000-small": "RUNNING", "s000-other": "RUNNING"}
+        assert left == {"s000-small", "s000-other"}
+        assert f"records of 1 trials wait in {tmp_path / 'spool'}; send them with: harness sync" in error
+    else:
+        assert found == {"small": "KILLED", "s000-small": "KILLED", "s000-other": "RUNNING"}
+        assert mlflow_runs(tmp_path)["s000-small"]["metrics"] == {"train/loss": 1.0}
+        assert left == {"s000-other"}
+        assert "trials wait" not in error
 
 
 def test_f33_trials_that_diverge_are_infeasible_and_never_end_the_study(

@@ -99,10 +99,25 @@ def test_elsewhere_each_end_is_told_once(capsys: pytest.CaptureFixture[str]) -> 
     assert told.count("search     0  failed") == 1 and "(the loss is nan)" in told and "step 3" not in told
     assert "running" not in told
     later = StudyView(SPACE, Terminal())
-    later.show(kept, at_once=True)
+    later.begin(kept)
     assert capsys.readouterr().out.startswith("going on: search 1/4")
+    later.show(kept, at_once=True)
+    assert capsys.readouterr().out == "", "no news"
+
+
+def test_a_study_goes_on_also_with_trials_of_which_none_finished(capsys: pytest.CaptureFixture[str]) -> None:
+    kept, view = Kept(), StudyView(SPACE, Terminal())
+    view.begin(kept)
+    assert capsys.readouterr().out == ""
+    kept.trials["search"] = [trial(0, "waiting"), trial(1, "complete", 0.5)]
+    view.show(kept, at_once=True)
+    assert "search     1  complete" in capsys.readouterr().out, "it ended before anybody looked, and is news"
+    kept.trials["search"] = [trial(0, "waiting"), trial(1, "running")]
+    StudyView(SPACE, Terminal()).begin(kept)
+    assert capsys.readouterr().out.startswith("going on: search 0/4; baseline 0/4; 2 not finished")
 
 
 def test_a_storage_that_is_away_is_no_reason_to_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    StudyView(SPACE, Terminal()).begin(Gone())
     StudyView(SPACE, Terminal()).show(Gone(), at_once=True)
     assert capsys.readouterr().out == ""

@@ -38,9 +38,10 @@ def batches(case: Case, size: int = 8) -> list[Batch]:
 
 
 def test_an_epoch_has_the_batches_it_promises_and_every_training_row_once(case: Case) -> None:
+    """A row that is too long for one example may be several."""
     found = batches(case, 5)
     assert len(found) == case[0].num_batches(5)
-    assert sum(map(len, found)) == case[0].num_rows("train")
+    assert sum(map(len, found)) == case[0].num_batches(1) >= case[0].num_rows("train")
     assert len({int(length) for batch in found for length in batch.lengths}) > 1, "texts of different lengths"
 
 
