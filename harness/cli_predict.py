@@ -77,9 +77,15 @@ def predict(
         print(f"{len(answers)} rows in {out}{' (replaced)' * is_replaced}" if out else text, end="\n" if out else "")
     else:
         for (_, record), answer in zip(table.cells, answers, strict=True):
-            first, *more = answer if "predicted" not in answer else ["predicted", *list(answer)[2:]]
-            facts = "  ".join(f"{key.removeprefix('probability_')} {_shown(answer[key])}" for key in more)
-            print(f"{answer[first] or '(no answer)':12}  {facts}  {' | '.join(record.values())}")
+            print(_line(record, answer))
+
+
+def _line(record: dict[str, str], answer: dict[str, object]) -> str:
+    """What is said of one row: first the answer, then how sure, of classes for each of them."""
+    first, *more = answer
+    more = more[1:] if any(key.startswith("probability_") for key in more) else more
+    facts = (f"{key.removeprefix('probability_')} {_shown(answer[key])}" for key in more)
+    return f"{answer[first] or '(no answer)':12}  {'  '.join(facts)}  {' | '.join(record.values())}"
 
 
 def _shown(value: object) -> str:

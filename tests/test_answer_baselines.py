@@ -8,7 +8,9 @@ from harness import answer_baselines
 from harness.answers import NO_ANSWER, Answers
 from harness.data import Data, Example, load
 
-CONTEXT = "Ada Lovelace lived in London. The bridge of Narva cost 4.2 million, and Bob Stone built it in 1900. It rained."
+CONTEXT = (
+    "Ada Lovelace lived in London. The bridge of Narva cost 4.2 million, and Bob Stone built it in 1900. It rained."
+)
 
 
 def example(question: str, context: str = CONTEXT) -> Example:

@@ -51,7 +51,10 @@ def test_both_forms_are_read(cell: Any, expected: Any) -> None:
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ({"text": ["Ada"], "answer_start": [1]}, r"'Ada' does not stand at character 1 .*there stands 'da '.*stands at 0"),
+        (
+            {"text": ["Ada"], "answer_start": [1]},
+            r"'Ada' does not stand at character 1 .*there stands 'da '.*stands at 0",
+        ),
         ({"text": ["Eve"], "answer_start": [99]}, r"'Eve' does not .*has 25 characters.*nowhere"),
         ({"text": ["Ada"], "answer_start": [0, 1]}, "not two lists of one length"),
         ({"text": "Ada", "answer_start": 0}, "not two lists of one length"),
@@ -65,7 +68,7 @@ def test_both_forms_are_read(cell: Any, expected: Any) -> None:
     ],
 )
 def test_what_is_no_answer_is_told_with_its_place(cell: Any, message: str) -> None:
-    with pytest.raises(DataError, match="f.jsonl:3") as error:
+    with pytest.raises(DataError, match=r"f\.jsonl:3") as error:
         label(cell)
     assert error.match(f"(?s){message}")
 

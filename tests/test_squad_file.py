@@ -46,7 +46,9 @@ def test_both_versions_are_read_and_split_by_article(tmp_path: Path, is_second: 
     assert (cells["id"], cells["title"], cells["question"]) == ("101", "Title 1", "When 1?")
     data = Data(name=str(file), text=["question", "context"], label="answers", group="title")
     splits = load(data, Answers())
-    titles = [{e.pair.split(",")[0] for e in s.examples if e.pair} for s in (splits.train, splits.validation, splits.test)]
+    titles = [
+        {e.pair.split(",")[0] for e in s.examples if e.pair} for s in (splits.train, splits.validation, splits.test)
+    ]
     assert sum(map(len, titles)) == len(set.union(*titles)) == 12
     assert splits.labels == (["answerable", "unanswerable"] if is_second else [])
 
