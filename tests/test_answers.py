@@ -68,7 +68,7 @@ def test_both_forms_are_read(cell: Any, expected: Any) -> None:
     ],
 )
 def test_what_is_no_answer_is_told_with_its_place(cell: Any, message: str) -> None:
-    with pytest.raises(DataError, match="f.jsonl:3") as error:
+    with pytest.raises(DataError, match=r"f\.jsonl:3") as error:
         label(cell)
     assert error.match(f"(?s){message}")
 

@@ -146,6 +146,7 @@ class QuestionAnswering(Task):
             loaded, info = AutoModelForQuestionAnswering.from_pretrained(
                 hub.resolve(model.name, model.revision),
                 revision=model.revision,
+                num_labels=2,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,

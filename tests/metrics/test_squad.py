@@ -93,7 +93,7 @@ def test_every_pair_of_short_texts_against_the_script() -> None:
 
 
 def test_many_references_against_the_script() -> None:
-    draw, words = random.Random(0), ["a", "the", "cat", "dog", "Dog!", "sat,", "on", "mat", "1994", "1,994", "-"]
+    draw, words = random.Random(0), ["a", "the", "cat", "dog", "Dog!", "sat,", "1994", "1,994", "-"]
 
     def text() -> str:
         return " ".join(draw.choices(words, k=draw.randint(0, 5)))
