@@ -93,3 +93,8 @@ def write(predictions: Predictions, metrics: Mapping[str, Metric[Any]], folder: 
     folder.mkdir(parents=True, exist_ok=True)
     for metric in metrics.values():
         metric.write(predictions, folder)
+
+
+def sections(predictions: Predictions, metrics: Mapping[str, Metric[Any]]) -> list[str]:
+    """What metrics have to say in the model card."""
+    return [told for metric in metrics.values() if (told := metric.section(predictions))]

@@ -124,6 +124,12 @@ class Likelihood(Predictions):
         """The summed negative log-likelihoods. [N]"""
         return self.nll
 
+    def answers(self) -> list[dict[str, Any]]:
+        """Target tokens of each example, nats per token, and what they are as perplexity."""
+        per_token = (self.nll / self.targets).tolist()
+        pairs = zip(self.targets.tolist(), per_token, strict=True)
+        return [{"tokens": number, "nll": nll, "perplexity": float(np.exp(nll))} for number, nll in pairs]
+
     def num_flips(self, other: Self) -> int:
         """Examples in which another number of tokens was right."""
         return int((self.hits != other.hits).sum())
@@ -163,6 +169,39 @@ class Completed(Likelihood):
         )
 
 
+@dataclass(frozen=True)
+class Paragraph:
+    """What a language model wrote after the beginning of a text. Legend: n tokens it wrote."""
+
+    id: str
+    """Of the text."""
+    prompt: str
+    text: str
+    """What it wrote."""
+    tokens: tuple[int, ...]
+    """The same as tokens. [n]"""
+    nll: float
+    """Its own negative log-likelihood of them in nats, summed."""
+    reference: str
+    """How the text goes on in truth, about as long."""
+    judged: float | None = None
+    """Nats per token of another, stronger model for `text` after `prompt`; None: there is none."""
+    judged_reference: float | None = None
+    """The same for `reference`."""
+
+
+@dataclass(frozen=True)
+class Continued(Likelihood):
+    """The same, and paragraphs that the model wrote after the beginnings of a few of the texts."""
+
+    paragraphs: list[Paragraph]
+
+    def joined(self, following: Sequence[Self]) -> Self:
+        """This part of a split and those that follow it."""
+        written = [paragraph for part in (self, *following) for paragraph in part.paragraphs]
+        return dataclasses.replace(super().joined(following), paragraphs=written)
+
+
 P = TypeVar("P", bound=Predictions)
 
 
@@ -180,6 +219,10 @@ class Metric(Settings, Generic[P]):
     def compute(self, predictions: P) -> dict[str, float]:
         """Numbers over one whole split, from pooled counts, never averaged over batches. Keys are without the split."""
         return {}
+
+    def section(self, predictions: P) -> str:
+        """A section of the model card, in Markdown, for the test split. Default: none."""
+        return ""
 
     def write(self, predictions: P, folder: Path) -> None:
         """Files for people and tools (tables, figures); called once, for the test split. Default: none."""

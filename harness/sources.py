@@ -1,4 +1,4 @@
-"""Reading: built-ins, csv, tsv, jsonl, json and parquet files, and data sets of the Hub, as tables of cells.
+"""Reading: built-ins, csv, tsv, jsonl, json, parquet and txt files, and data sets of the Hub, as tables of cells.
 
 The only door to `datasets` and pyarrow. No pandas: it turns the label "NA" into nothing.
 """
@@ -23,7 +23,7 @@ from harness.errors import DataError, StorageError, did_you_mean
 from harness.settings import Settings
 from harness.splitting import SPLITS
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 RATED_LABELS = {1: ["negative", "positive"], 2: ["negative", "neutral", "positive"]}
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
 
@@ -32,7 +32,7 @@ class Source(Settings):
     """What is read, and which of its columns are used."""
 
     name: Name
-    """`builtin:product_reviews`, a folder, a csv, tsv, jsonl, json or parquet file, or else an id on the Hub."""
+    """`builtin:product_reviews`, a folder, a csv, tsv, jsonl, json, parquet or txt file, or else an id on the Hub."""
     subset: Name | None = None
     """Hub only: the configuration of the data set."""
     revision: Name | None = None
@@ -48,7 +48,7 @@ class Source(Settings):
     """Built-ins: a mean rating below the first cut is negative, above the last positive, else neutral; with one cut
     negative up to the cut, the cut included, and positive above."""
     encoding: Name = "utf-8"
-    """Of csv, tsv, jsonl and json files; anything that does not decode is an error."""
+    """Of csv, tsv, jsonl, json and txt files; anything that does not decode is an error."""
 
     @field_validator("cuts")
     @classmethod
@@ -108,7 +108,8 @@ def find_parts(source: Source, named: list[str]) -> Parts:
     """
     if source.name.startswith(builtin.PREFIX):
         _refuse_hub_settings(source)
-        return {"train": partial(_read_rated, source.name.removeprefix(builtin.PREFIX), source.cuts)}
+        name = source.name.removeprefix(builtin.PREFIX)
+        return {"train": _read_news if name in builtin.CORPORA else partial(_read_rated, name, source.cuts)}
     try:
         path = Path(source.name).expanduser()
         exists = path.exists()
@@ -179,8 +180,14 @@ def _read_rated(name: str, cuts: list[float]) -> Table:
     return Table(["text", "label", "document"], cells, labels, is_rated=True)
 
 
+def _read_news() -> Table:
+    """One row per article; some have no text."""
+    rows = [(f"{builtin.PREFIX}news, article {row['id']}", dict[str, Any](row)) for row in builtin.articles()]
+    return Table(["text", "title", "id"], rows)
+
+
 def read_file(path: Path, encoding: str = "utf-8", where: str = "data.name") -> Table:
-    """One csv, tsv, jsonl, json or parquet file; `where`: what a person names it with.
+    """One csv, tsv, jsonl, json, parquet or txt file; `where`: what a person names it with.
 
     Raises:
         DataError: it cannot be read as what its name says, with file and line.
@@ -198,6 +205,8 @@ def read_file(path: Path, encoding: str = "utf-8", where: str = "data.name") -> 
     text = _decode(path, content, encoding)
     if not text.strip():
         raise DataError(f"{path} is empty", where=where, fix="write rows into it, or name another file")
+    if suffix == ".txt":
+        return _read_text(path, text)
     return _read_csv(path, text, suffix) if suffix in (".csv", ".tsv") else _read_json(path, text, suffix == ".jsonl")
 
 
@@ -242,6 +251,23 @@ def _read_csv(path: Path, text: str, suffix: str) -> Table:
     return Table(columns, rows)
 
 
+def _read_text(path: Path, text: str) -> Table:
+    """A row per paragraph, blank lines between them; two blank lines or more begin another `document`."""
+    rows: list[tuple[str, dict[str, Any]]] = []
+    document, blank, begin, lines = 1, 0, 1, list[str]()
+    for number, line in enumerate([*text.replace("\r\n", "\n").split("\n"), ""], 1):
+        if line.strip():
+            document += bool(rows) and blank > 1 and not lines
+            begin, blank = begin if lines else number, 0
+            lines.append(line)
+            continue
+        if lines:
+            rows.append((f"{path}:{begin}", {"text": "\n".join(lines), "document": str(document)}))
+            lines = []
+        blank += 1
+    return Table(["text", "document"], rows)
+
+
 def _read_json(path: Path, text: str, by_line: bool) -> Table:
     """One object per line, or a list of objects."""
     rows: list[tuple[str, dict[str, Any]]] = []
@@ -280,7 +306,7 @@ def _hub_parts(source: Source) -> Parts:
     """The splits of a data set on the Hub."""
     if not hub.is_id(source.name):
         what = f"'{source.name}' is no built-in, no file or folder, and no id of the Hub"
-        fix = did_you_mean(source.name, [builtin.PREFIX + name for name in builtin.RATINGS])
+        fix = did_you_mean(source.name, [builtin.PREFIX + name for name in builtin.DATA])
         raise DataError(what, where="data.name", fix=fix)
     import datasets
 
