@@ -27,7 +27,7 @@ demo: setup  ## set up, then train exp=lora_adapter on real reviews, tracked in 
 methods: setup  ## train every experiment with three seeds, unless done already, and print the table (hours)
 	$(BIN)/python benchmarks/methods.py
 
-bench: setup  ## measure against other trainers and where time goes, about 40 minutes on two quiet cores (BENCH=--quick: 6)
+bench: setup  ## measure against other trainers and where time goes, about 25 minutes on two quiet cores (BENCH=--quick: 6)
 	$(BIN)/python benchmarks/peers.py $(BENCH)
 	$(BIN)/python benchmarks/first_step.py $(BENCH)
 	$(BIN)/python benchmarks/step_profile.py $(BENCH)

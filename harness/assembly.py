@@ -39,7 +39,7 @@ class Assembled:
     head: set[str]
     count: surgery.ParameterCount
     by_family: dict[str, int]
-    """Trainable parameters of each method, of the head, and of the pretrained model."""
+    """Trainable parameters of each method, of the head, and of the model it started from."""
     notes: dict[str, str]
     """What each method that says so will do in this run."""
 
@@ -94,7 +94,7 @@ def _read(spec: Spec) -> Loaded:
 def identify(spec: Spec) -> dict[str, str]:
     """The pretrained model by name, and where its weights are a file here, their digest."""
     known = {"id": spec.model.name, "revision": spec.model.revision or ""}
-    weights = hub.weights_file(spec.model.name)
+    weights = None if spec.model.is_own else hub.weights_file(spec.model.name)
     return {**known, "sha256": digests.file_digest(weights.resolve())} if weights else known
 
 
@@ -133,6 +133,7 @@ def rebuild(spec: Spec, task: Task, seed: int) -> Assembled:
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not sizes:
         raise SpecError("no parameter would train", where="methods")
-    families = {**own, "head": head, "pretrained": sizes.keys() - head.union(*own.values())}
+    rest = "backbone" if spec.model.is_own else "pretrained"
+    families = {**own, "head": head, rest: sizes.keys() - head.union(*own.values())}
     by_family = {family: sum(sizes.get(name, 0) for name in names) for family, names in families.items()}
     return Assembled(model, methods, head, surgery.count_parameters(model, pretrained), by_family, {})

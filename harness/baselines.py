@@ -36,8 +36,9 @@ def of_classes(splits: Splits, data: Data, model: Model) -> Yardsticks:
     known: dict[str, Callable[[], dict[str, float]]] = {
         "majority class": lambda: score(truth, _majority(splits), labels),
         "TF-IDF + logistic regression": lambda: score(truth, _tfidf(splits), labels),
-        f"frozen {model.name} + logistic regression": lambda: score(truth, _frozen(splits, model), labels),
     }
+    if not model.is_own:  # random weights are no yardstick
+        known[f"frozen {model.name} + logistic regression"] = lambda: score(truth, _frozen(splits, model), labels)
     if len(labels) == 3 and len(data.cuts) == 2 and all(example.ratings for example in test):
         known["VADER"] = lambda: score(truth, _vader(test), labels)
         known["one human rater"] = lambda: _one_rater(test, data.cuts, labels)

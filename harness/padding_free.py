@@ -132,8 +132,8 @@ class PaddingFree:
             results = [model(*few_args, **few)[0]]
             self._begin(lay_out(few["attention_mask"]))
             results.append(model(*few_args, **few)[0])
-            plain, free = (seen * few["attention_mask"][..., None] for seen in self._seen)
-            pairs = [(plain, free), tuple(results)]
+            pairs = [tuple(_of_real_tokens(x, few["attention_mask"]) for x in both) for both in (self._seen, results)]
+            plain = pairs[0][0]
             error = max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs)
             self.is_proven = error <= _tolerance(plain)
             if not self.is_proven:
@@ -145,6 +145,11 @@ class PaddingFree:
         finally:
             self._leave()
             self._is_proving, self._seen = False, []
+
+
+def _of_real_tokens(x: Tensor, mask: Tensor) -> Tensor:
+    """Zero where padding is, if x has tokens: what a model makes of padding does not matter. [B, T, ...], [B, T]"""
+    return x * mask[..., None] if x.shape[:2] == mask.shape and x.ndim == 3 else x
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

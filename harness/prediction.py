@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ from harness.data import Example
 from harness.errors import DataError, SpecError, UserError, did_you_mean
 from harness.evaluate import Evaluator
 from harness.metric import Predictions
+from harness.model import Model
+from harness.provenance import Envelope
 from harness.schema import Spec
 from harness.sources import Table
 
 _READ = ("spec.yaml", "data.json", "weights/trained.safetensors")
+_TOKENIZER = "weights/tokenizer"
 
 
 class Predictor:
@@ -47,8 +51,11 @@ class Predictor:
                 another one here.
         """
         self.folder = _find(run, output)
-        end = _statement(self.folder)
+        signed = _statement(self.folder)
+        _check(self.folder, _READ, signed)
+        end = signed.predicate or {}
         self.spec: Spec = spec.reload(self.folder / "spec.yaml", {})
+        self.model = self._model(signed)
         if self.spec.tracking.experiment == tracking.REHEARSALS:
             terminal.say(f"NOTE {self.folder.name} is a rehearsal (--smoke): trained for two steps on a few rows")
         base, known = end.get("baseModel", {}), assembly.identify(self.spec)
@@ -70,18 +77,26 @@ class Predictor:
 
     def predict(self, examples: list[Example]) -> Predictions:
         """What the model says of each, in order. Raises ModelError, DataError, StorageError, TrainingError."""
-        say, model = self._terminal.say, self.spec.model
+        say = self._terminal.say
         accelerator = processes.build_accelerator(device.resolve_precision(self.spec.precision, say))
         device.use_all_cores(say)
         device.use_fast_matmul(say)
         task = self.task
-        facts = task.load_inputs(examples, self.labels, model)
+        facts = task.load_inputs(examples, self.labels, self.model)
         if count := facts.get("truncated"):
             say(f"NOTE {count} of {len(examples)} texts are longer than the {facts['longest']} tokens that are read")
-        assembled = assembly.rebuild(self.spec, task, self._seed)
+        assembled = assembly.rebuild(self.spec.model_copy(update={"model": self.model}), task, self._seed)
         checkpoint.restore(assembled.model, checkpoint.load(self.folder / "weights"))
         assembled.model.to(accelerator.device).eval()
         return Evaluator(accelerator, say).predict_alone(assembled.model, task, "inputs")
+
+    def _model(self, signed: Envelope) -> Model:
+        """The spec's, with the tokenizer that was trained in the run, if one was."""
+        model = self.spec.model
+        if not model.is_own or model.tokenizer:
+            return model
+        _check(self.folder, [f"{_TOKENIZER}/tokenizer.json"], signed)
+        return model.model_copy(update={"tokenizer": str(self.folder / _TOKENIZER)})
 
 
 def _find(run: str, output: Path) -> Path:
@@ -100,19 +115,23 @@ def _find(run: str, output: Path) -> Path:
     return place
 
 
-def _statement(folder: Path) -> dict[str, Any]:
-    """What the end statement says, if what it covers is as it was."""
+def _statement(folder: Path) -> Envelope:
+    """The end statement. Raises UserError."""
     if not (folder / "end.envelope.json").is_file():
         raise UserError(f"{folder.name} did not finish", where=str(folder), fix=f"launch.py --resume {folder.name}")
     envelope = provenance.open_envelope(folder / "end.envelope.json", keys.load_keyring())
     if envelope.predicate is None:
         raise UserError("the end statement cannot be trusted", where=str(folder), why=envelope.check.detail)
-    for name in _READ:
+    return envelope
+
+
+def _check(folder: Path, names: Sequence[str], envelope: Envelope) -> None:
+    """Raise UserError unless these files are there, and as the end statement signs them."""
+    for name in names:
         if not (folder / name).is_file():
             raise UserError(f"{name} is not there", where=str(folder), fix="only runs that kept their weights predict")
         if digests.file_digest(folder / name) != envelope.subjects.get(name):
             raise UserError(f"{name} was changed after the run", where=str(folder), fix=f"harness verify {folder.name}")
-    return envelope.predicate
 
 
 def examples_of(table: Table, texts: list[str], predictor: Predictor) -> list[Example]:

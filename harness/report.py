@@ -100,6 +100,7 @@ def model_card(
     ]
     scored = ", ".join(f"{title} {own[key]:.3f}" for key, title in loaded.task.headline.items())
     labels = f"; labels: {', '.join(loaded.splits.labels)}" if loaded.splits.labels else ""
+    kind = "Random weights of" if spec.model.is_own else "Pretrained model"
     wanted = ("test/", "merge/", "memory/", "time/")
     numbers = [[key, f"{value:.4g}"] for key, value in sorted(scores.items()) if key.startswith(wanted)]
     return (
@@ -109,7 +110,7 @@ def model_card(
                 f"**test {scored}**, training {assembled.count.trainable:,} parameters "
                 f"({assembled.count.share:.2%} of full fine-tuning)",
                 changes.story(spec),
-                f"Pretrained model `{spec.model.name}`, data `{spec.data.name}`. {signed}",
+                f"{kind} `{spec.model.name}`, data `{spec.data.name}`. {signed}",
                 "## Scores on the test split",
                 markdown_table(["", *loaded.task.headline.values()], ladder),
                 "The checkpoint was chosen on the validation split; the test split was read once, at the end.",

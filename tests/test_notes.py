@@ -9,10 +9,9 @@ import pytest
 import transformers
 from accelerate import DistributedType
 
-from harness import assembly, notes, processes, spec
+from harness import assembly, notes, processes, spec, tokenizing
 from harness.model import Model
 from harness.sweeps import crew, space
-from harness.tasks import sequence_classification
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +62,7 @@ def test_workers_that_share_gpus(
 def test_a_slow_tokenizer(is_fast: bool, told: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     of = SimpleNamespace(is_fast=is_fast)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: of)
-    assert sequence_classification._load_tokenizer(Model(name=str(tmp_path), revision=None)) is of
+    assert tokenizing.load(Model(name=str(tmp_path), revision=None)) is of
     assert len(told) == (not is_fast)
 
 

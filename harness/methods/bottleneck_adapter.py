@@ -203,6 +203,8 @@ class BottleneckAdapter(Method):
     """Dropout inside the bottleneck."""
     weight_decay: float | None = Field(default=None, ge=0)
     """Weight decay of W_down and W_up; null: `train.weight_decay`."""
+    learning_rate_ratio: float = Field(default=1.0, gt=0)
+    """The adapters' learning rate, as a multiple of `train.learning_rate`."""
 
     @property
     def starts_pretrained(self) -> bool:
@@ -238,5 +240,6 @@ class BottleneckAdapter(Method):
         return f"{layout}, {units}, at {len(found)} places such as {first.removesuffix(f'.{NAME}')}"
 
     def optimizer_rules(self, model: nn.Module) -> dict[str, Rule]:
-        """The adapters' own weight decay."""
-        return {name: Rule(weight_decay=self.weight_decay) for name in self.trainable(model) or ()}
+        """The adapters' own learning rate and weight decay."""
+        rule = Rule(self.learning_rate_ratio, self.weight_decay)
+        return dict.fromkeys(self.trainable(model) or (), rule)

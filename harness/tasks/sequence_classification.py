@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from harness import baselines, hub, losses, notes
+from harness import baselines, hub, losses, tokenizing
 from harness.batch import Batch, cut, overhead_tokens
 from harness.data import Data, Example, Split, Splits
 from harness.errors import DataError, ModelError
@@ -51,7 +51,7 @@ class SequenceClassification(Task):
             ModelError: the tokenizer cannot be loaded, or has no pad token.
             DataError: a text without any token.
         """
-        self._open_tokenizer(model)
+        self._open_tokenizer(model, lambda: map(_whole, splits.train.examples))
         self._splits = {split.name: split for split in (splits.train, splits.validation, splits.test)}
         self._labels = splits.labels
         report = {name: self._encode(name, split) for name, split in self._splits.items()}
@@ -66,8 +66,8 @@ class SequenceClassification(Task):
         self._splits, self._labels = {"inputs": Split("inputs", examples, "")}, labels
         return self._encode("inputs", self._splits["inputs"])
 
-    def _open_tokenizer(self, model: Model) -> None:
-        self._tokenizer = _load_tokenizer(model)
+    def _open_tokenizer(self, model: Model, texts: Callable[[], Iterable[str]] | None = None) -> None:
+        self._tokenizer = tokenizing.load(model, texts)
         if self._tokenizer.pad_token is None:
             self._choose_pad_token(model.name)
 
@@ -104,6 +104,8 @@ class SequenceClassification(Task):
         Raises:
             ModelError: it cannot be loaded, its weights are not those of its config, or it reads shorter texts only.
         """
+        if model.is_own:
+            return self._own_model(model)
         from transformers import AutoModelForSequenceClassification
 
         loaded: Any
@@ -123,10 +125,28 @@ class SequenceClassification(Task):
         self._new_parameters = misfits | {str(name) for name in info["missing_keys"]}
         self._check_model(loaded, misfits, model.name)
         loaded.config.pad_token_id = self._tokenizer.pad_token_id
-        known = inspect.signature(loaded.forward).parameters
+        self._keep_inputs(loaded)
+        return cast(nn.Module, loaded)
+
+    def _own_model(self, model: Model) -> nn.Module:
+        """`builtin:transformer` as a classifier. Raises ModelError."""
+        from harness import transformer
+
+        own = transformer.build(
+            model, "sequence_classification", vocab_size=len(self._tokenizer), num_labels=len(self._labels),
+            pad_token_id=self._tokenizer.pad_token_id,
+        )  # fmt: skip
+        own.config.id2label = dict(enumerate(self._labels))
+        own.config.label2id = {label: i for i, label in enumerate(self._labels)}
+        self._check_length(own, model.name)
+        self._keep_inputs(own)
+        return own
+
+    def _keep_inputs(self, model: nn.Module) -> None:
+        """Leave out what the model does not read."""
+        known = inspect.signature(model.forward).parameters
         for rows in self._encoded.values():
             rows[:] = [{name: values for name, values in row.items() if name in known} for row in rows]
-        return cast(nn.Module, loaded)
 
     def _check_model(self, model: Any, misfits: set[str], checkpoint: str) -> None:
         base = {name for name, _ in model.named_parameters() if name.startswith(f"{model.base_model_prefix}.")}
@@ -134,6 +154,9 @@ class SequenceClassification(Task):
             why = f"in its config, not in its weights: {', '.join(sorted(base & (misfits or base))[:3])}, ..."
             fix = "give the config.json that belongs to the weights"
             raise ModelError(f"the weights of '{checkpoint}' do not fit", where="model.name", why=why, fix=fix)
+        self._check_length(model, checkpoint)
+
+    def _check_length(self, model: Any, checkpoint: str) -> None:
         longest = max(len(row["input_ids"]) for rows in self._encoded.values() for row in rows)
         positions = getattr(model.config, "max_position_embeddings", None) or -1  # -1: any number, as in XLNet
         limit = min(positions if positions > 0 else longest, self._tokenizer.model_max_length)
@@ -232,12 +255,5 @@ class SequenceClassification(Task):
         self._tokenizer.save_pretrained(folder)
 
 
-def _load_tokenizer(model: Model) -> Any:
-    from transformers import AutoTokenizer
-
-    with hub.explained("tokenizer", model.name), hub.quiet_loading():
-        folder = hub.resolve(model.name, model.revision)
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=model.revision, trust_remote_code=False)
-    if not tokenizer.is_fast:
-        notes.note(f"the tokenizer of '{model.name}' exists in Python only: reading texts takes many times longer")
-    return tokenizer
+def _whole(example: Example) -> str:
+    return example.text if example.pair is None else f"{example.text}\n{example.pair}"

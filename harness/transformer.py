@@ -1,0 +1,190 @@
+"""A small Transformer with random weights, to study methods from scratch: `model.name=builtin:transformer`.
+
+    h = words + positions;    h = h + attention(norm(h));    h = h + ffn(norm(h))  (per block);    head(norm(h))
+
+Vaswani et al. 2017, arXiv 1706.03762, with the norm before each part (Xiong et al. 2020, arXiv 2002.04745), learned
+positions, GELU, and the weights of GPT-2's start (Radford et al. 2019: N(0, 0.02), parts that end in the residual sum
+divided by the root of their number). One class serves as encoder, classifier, masked and causal language model.
+Legend: B texts, T tokens of the longest, D width, H heads, F width of the feed-forward part, V vocabulary, L labels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from harness.model import Model
+
+Kind = Literal["sequence_classification", "token_classification", "masked_lm", "causal_lm"]
+
+
+class Config(PreTrainedConfig):
+    """Sizes and kind, under the names that transformers gives them."""
+
+    model_type = "harness_transformer"
+    kind: str = "causal_lm"
+    hidden_size: int = 0
+    num_hidden_layers: int = 0
+    num_attention_heads: int = 0
+    intermediate_size: int = 0
+    max_position_embeddings: int = 0
+    vocab_size: int = 0
+    dropout: float = 0.0
+    pad_token_id: int | None = None
+
+
+class Output(NamedTuple):
+    """What a forward pass returns."""
+
+    logits: Tensor
+
+
+class Embeddings(nn.Module):
+    """A vector for each word and one for its place, added."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.words = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """[B, T], [B, T] -> [B, T, D]; places are counted over real tokens, wherever the padding is."""
+        places = (attention_mask.cumsum(1) - 1).clamp_min(0)
+        hidden: Tensor = self.dropout(self.words(input_ids) + self.positions(places))
+        return hidden
+
+
+class Attention(nn.Module):
+    """softmax(Q K^T / sqrt(D/H)) V for each head; the product itself is one of transformers' attention functions."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.heads, self.is_causal = config, config.num_attention_heads, config.kind == "causal_lm"
+        self.query, self.key, self.value, self.out = (
+            nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        """[B, T, D], [B, 1, T, T] true where a token may look -> [B, T, D]"""
+        parts = (layer(hidden_states) for layer in (self.query, self.key, self.value))  # [B, T, D]
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)  # [B, H, T, D/H]
+        attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        rate = self.config.dropout if self.training else 0.0
+        mixed, _ = attend(self, q, k, v, attention_mask, dropout=rate, is_causal=self.is_causal)  # [B, T, H, D/H]
+        return self.dropout(self.out(mixed.flatten(2)))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """W2 gelu(W1 h) for each token."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.inner = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.out = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, F] -> [B, T, D]"""
+        return self.dropout(self.out(nn.functional.gelu(self.inner(hidden_states))))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each on normalised states and added to what came in."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.attention_norm, self.ffn_norm = nn.LayerNorm(config.hidden_size), nn.LayerNorm(config.hidden_size)
+        self.attention, self.ffn = Attention(config), FeedForward(config)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> Tensor:
+        """[B, T, D], [B, 1, T, T] -> [B, T, D]"""
+        hidden_states = hidden_states + self.attention(self.attention_norm(hidden_states), attention_mask)
+        return hidden_states + self.ffn(self.ffn_norm(hidden_states))  # type: ignore[no-any-return]
+
+
+class Backbone(nn.Module):
+    """Embeddings, blocks, and a last norm."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.is_causal = config.kind == "causal_lm"
+        self.embeddings = Embeddings(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """[B, T], [B, T] -> [B, T, D]"""
+        looks = attention_mask.bool()[:, None, None, :]  # at real tokens
+        length = input_ids.shape[1]
+        here = torch.ones(length, length, dtype=torch.bool, device=input_ids.device)
+        looks = looks & (here.tril() if self.is_causal else here)  # [B, 1, T, T]
+        looks = looks | here.logical_not().fill_diagonal_(True)  # padding looks at itself: no row is empty
+        hidden: Tensor = self.embeddings(input_ids, attention_mask)
+        for block in self.blocks:
+            hidden = block(hidden, looks)
+        return self.norm(hidden)  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """The backbone with the head of its kind."""
+
+    base_model_prefix = "transformer"
+
+    def __init__(self, config: Config, num_labels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Backbone(config)
+        if config.kind in ("masked_lm", "causal_lm"):
+            self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=config.kind == "masked_lm")
+            self.decoder.weight = self.transformer.embeddings.words.weight  # Press & Wolf 2017, arXiv 1608.05859
+        else:
+            self.classifier = nn.Linear(config.hidden_size, num_labels)
+        self.apply(_start)
+        for name, weight in self.named_parameters():
+            if name.endswith("out.weight"):
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * config.num_hidden_layers))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Output:
+        """[B, T], [B, T] -> logits: [B, L] of texts (the mean over their tokens), [B, T, L] or [B, T, V] of tokens."""
+        hidden = self.transformer(input_ids, attention_mask)  # [B, T, D]
+        if self.config.kind in ("masked_lm", "causal_lm"):
+            return Output(self.decoder(hidden))
+        if self.config.kind == "sequence_classification":
+            real = attention_mask[..., None].to(hidden)
+            hidden = (hidden * real).sum(1) / real.sum(1)  # [B, D]
+        return Output(self.classifier(hidden))
+
+
+def _start(module: nn.Module) -> None:
+    """Weights before the first step."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def build(model: Model, kind: Kind, *, vocab_size: int, num_labels: int = 0, pad_token_id: int) -> Transformer:
+    """The model with random weights, from torch's generator.
+
+    Args:
+        model: its sizes.
+        kind: which head it gets; a causal language model looks back only.
+        vocab_size: tokens that the tokenizer knows.
+        num_labels: of a classifier.
+        pad_token_id: kept in the configuration.
+    """
+    sizes = model.sizes
+    config: Any = Config(
+        kind=kind, hidden_size=sizes.d_model, num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads,
+        intermediate_size=sizes.ffn, max_position_embeddings=sizes.max_length, vocab_size=vocab_size,
+        dropout=sizes.dropout, pad_token_id=pad_token_id,
+    )  # fmt: skip
+    config._attn_implementation = "sdpa"
+    return Transformer(config, num_labels)
