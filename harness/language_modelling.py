@@ -138,7 +138,7 @@ def _told(facts: dict[str, Any]) -> str:
 
 
 def load_model(kind: Kind, model: Model, tokenizer: Any, longest: int, where: str) -> tuple[nn.Module, set[str]]:
-    """The model in float32, and the names of its parameters that have no pretrained values.
+    """The model in float32, and the names of its parameters that its checkpoint has no values for.
 
     Raises:
         ModelError: it cannot be loaded, or does not fit the tokenizer or the length of the chunks.
@@ -148,7 +148,7 @@ def load_model(kind: Kind, model: Model, tokenizer: Any, longest: int, where: st
         from harness import transformer
 
         loaded = transformer.build(model, kind, vocab_size=len(tokenizer), pad_token_id=pad_of(tokenizer))
-        new = {name for name, _ in loaded.named_parameters()}
+        new = set[str]()
     else:
         import transformers
 

@@ -18,7 +18,7 @@ from harness.chunks import Chunks, Cut
 from harness.cleaning import Cleaning
 from harness.data import Data, Example, Splits
 from harness.errors import DataError
-from harness.labelling import Labelling, Texts
+from harness.labelling import Texts
 from harness.metric import Continued, Paragraph
 from harness.model import Model
 from harness.task import Task
@@ -34,8 +34,8 @@ class CausalLM(Task):
     when the model is judged, and of all when it is trained.
     """
 
-    labelling: ClassVar[Labelling] = Texts()
-    headline: ClassVar[dict[str, str]] = {"perplexity": "perplexity", "nll": "nats a token"}
+    labelling = Texts()
+    headline: ClassVar[dict[str, str]] = {"perplexity": "perplexity"}
 
     chunk_length: int = Field(default=128, ge=4)
     """Tokens that are read at once."""
@@ -86,7 +86,7 @@ class CausalLM(Task):
 
     def load_inputs(self, examples: list[Example], labels: list[str], model: Model) -> dict[str, Any]:
         """The same of texts whose likelihood is asked for: one row each, however long it is."""
-        self._tokenizer = tokenizing.load(model, lambda: lm.texts(examples, self._rules()))
+        self._tokenizer = tokenizing.load(model)
         facts = self._read("inputs", examples)
         if odd := sorted({*range(len(examples))} - {*self._chunks["inputs"].bounds[:, 0].tolist()}):
             what = f"nothing of row {examples[odd[0]].id} is left to be predicted"
@@ -115,7 +115,7 @@ class CausalLM(Task):
         return loaded
 
     def head(self, model: nn.Module) -> set[str]:
-        """Whatever has no pretrained values."""
+        """What the checkpoint had no values for; nothing of an own model, all of which trains."""
         return self._new_parameters & {name for name, _ in model.named_parameters()}
 
     def answer_columns(self, labels: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ from harness.chunks import Chunks, Cut
 from harness.cleaning import Cleaning
 from harness.data import Data, Example, Splits
 from harness.errors import ModelError
-from harness.labelling import Labelling, Texts
+from harness.labelling import Texts
 from harness.metric import Likelihood
 from harness.model import Model
 from harness.task import Task
@@ -36,8 +36,8 @@ class MaskedLM(Task):
     of the tokens by the dynamic rule, the same ones in every evaluation, so that ways to train can be compared.
     """
 
-    labelling: ClassVar[Labelling] = Texts()
-    headline: ClassVar[dict[str, str]] = {"perplexity": "perplexity", "nll": "nats a token"}
+    labelling = Texts()
+    headline: ClassVar[dict[str, str]] = {"perplexity": "perplexity"}
 
     masking: Literal["dynamic", "static"] = "dynamic"
     """dynamic: each token by itself, anew in every epoch; 80 % become the mask, 10 % a random token, 10 % stay. static:
@@ -91,14 +91,14 @@ class MaskedLM(Task):
 
     def load_inputs(self, examples: list[Example], labels: list[str], model: Model) -> dict[str, Any]:
         """The same of texts as the split `inputs`."""
-        self._open(model, lambda: lm.texts(examples, self._rules()))
+        self._open(model)
         return self._read("inputs", examples)
 
     def _rules(self) -> Cleaning:
         kept = self.mojibake, self.characters, self.script, self.max_foreign, self.language, self.min_stop_words
         return lm.check_cleaning(Cleaning(*kept), _WHERE)
 
-    def _open(self, model: Model, texts: Callable[[], Iterator[str]]) -> None:
+    def _open(self, model: Model, texts: Callable[[], Iterator[str]] | None = None) -> None:
         self._tokenizer = tokenizing.load(model, texts)
         fix = "take a checkpoint that was trained to guess hidden tokens, such as BERT"
         self._mask = lm.special(self._tokenizer, "mask_token", fix=fix, where="model.name")
@@ -125,7 +125,7 @@ class MaskedLM(Task):
         return loaded
 
     def head(self, model: nn.Module) -> set[str]:
-        """Whatever has no pretrained values."""
+        """What the checkpoint had no values for; nothing of an own model, all of which trains."""
         return self._new_parameters & {name for name, _ in model.named_parameters()}
 
     def yardsticks(self, splits: Splits, data: Data, model: Model) -> Mapping[str, Callable[[], dict[str, float]]]:
