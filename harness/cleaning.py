@@ -24,7 +24,9 @@ STOP_WORDS = {
 }
 """Some of the most frequent words of a language: about four in ten words of its running text are among them."""
 _WORD = re.compile(r"[^\W\d_]+")
-_MISREAD = re.compile("[ÂÃâ][\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]")
+_MISREAD = re.compile(
+    "[ÂÃâ][\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]"
+)
 """UTF-8 that was read as Windows-1252: `â€™`, `Ã©`."""
 _CUT_QUOTE = re.compile(r'(?<=\S)"\?(?=[^\s"\')\]])')
 """A closing quote or a dash of which a byte and the space after it were lost, `said,"?he`; `"yes"? he` is none."""

@@ -86,7 +86,9 @@ class KneserNey:
     def probabilities(self, of: Trigrams) -> Numbers:
         """p(target | the two before it). [N]"""
         base = self.base
-        lower = self._mixed(self._one, of.target, np.zeros_like(of.target), np.full(len(of.target), 1 / self.vocabulary))
+        lower = self._mixed(
+            self._one, of.target, np.zeros_like(of.target), np.full(len(of.target), 1 / self.vocabulary)
+        )
         lower = self._mixed(self._two, of.last * base + of.target, of.last, lower)
         return self._mixed(self._three, _key(of, base), of.before_last * base + of.last, lower)
 

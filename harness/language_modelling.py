@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness import cleaning, digests, hub, kneser_ney, notes
 from harness import chunks as chunks_of
+from harness import cleaning, digests, hub, kneser_ney, notes
 from harness.batch import Batch, cut, overhead_tokens
 from harness.chunks import Chunks, Cut
 from harness.cleaning import Cleaning
@@ -241,11 +241,12 @@ def trigrams(chunks: Chunks, places: NDArray[np.int64], vocabulary: int) -> Trig
     begins = chunks.bounds[np.searchsorted(document, document), 1]
     chunk = np.searchsorted(chunks.bounds[:, 1], places, side="right") - 1
     room = places - begins[chunk]
-    before = [
-        np.where(room >= back, chunks.tokens[np.maximum(places - back, 0)], vocabulary).astype(np.int64)
-        for back in (2, 1)
-    ]
-    return Trigrams(*before, chunks.tokens[places].astype(np.int64))
+
+    def back(number: int) -> NDArray[np.int64]:
+        found = chunks.tokens[np.maximum(places - number, 0)]
+        return np.where(room >= number, found, vocabulary).astype(np.int64)
+
+    return Trigrams(back(2), back(1), chunks.tokens[places].astype(np.int64))
 
 
 def yardsticks(

@@ -2,7 +2,7 @@
 order of batches, or whether the run was stopped. Legend: T tokens.
 
 dynamic  every token by itself with probability p; of those 80 % become the mask, 10 % a random token, 10 % stay
-         (Devlin et al. 2019, arXiv 1810.04805, section 3.1), anew in every epoch (Liu et al. 2019, arXiv 1907.11692, 4.1)
+         (Devlin et al. 2019, arXiv 1810.04805, 3.1), anew in every epoch (Liu et al. 2019, arXiv 1907.11692, 4.1)
 static   every chunk by itself with probability p: all its tokens become the mask; the same in every epoch
 """
 

@@ -17,7 +17,7 @@ V = 7
 def sequence(length: int, seed: int = 0) -> list[int]:
     """Some tokens often, the last one never."""
     draw = np.random.default_rng(seed)
-    return (draw.integers(0, V - 1, length) * draw.integers(0, 2, length)).tolist()
+    return list(map(int, draw.integers(0, V - 1, length) * draw.integers(0, 2, length)))
 
 
 def trigrams(tokens: list[int]) -> Trigrams:

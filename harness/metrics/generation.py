@@ -52,7 +52,9 @@ class Generation(Metric[Continued]):
         names |= {"coherence": "coherence (judge)", "coherence_reference": "of the true text"}
         facts = [self.facts(paragraph) for paragraph in predictions.paragraphs]
         shown = [key for key in names if any(one[key] is not None for one in facts)]
-        table = [[p.id, *(_shown(one[key]) for key in shown)] for p, one in zip(predictions.paragraphs, facts, strict=True)]
+        table = [
+            [p.id, *(_shown(one[key]) for key in shown)] for p, one in zip(predictions.paragraphs, facts, strict=True)
+        ]
         remarks = (
             f"Perplexity: the model's own, of what it wrote. Repetition: share of {self.repeated}-grams that stood in "
             "the paragraph before. Coherence: mean log-likelihood of a token after the prompt under the judge"

@@ -82,7 +82,10 @@ class CausalLM(Task):
         """
         rules = self._rules()
         self._tokenizer = tokenizing.load(model, lambda: lm.texts(splits.train.examples, rules))
-        return {split.name: self._read(split.name, split.examples) for split in (splits.train, splits.validation, splits.test)}
+        return {
+            split.name: self._read(split.name, split.examples)
+            for split in (splits.train, splits.validation, splits.test)
+        }
 
     def load_inputs(self, examples: list[Example], labels: list[str], model: Model) -> dict[str, Any]:
         """The same of texts whose likelihood is asked for: one row each, however long it is."""
@@ -164,67 +167,41 @@ class CausalLM(Task):
 
     def loss(self, model: nn.Module, micro: Batch, units: dict[str, float]) -> Tensor:
         """The micro-batch's share of the batch's cross-entropy."""
-        return losses.cross_entropy_sum(lm.logits_of(model, micro), micro.per_token["labels"]) / max(1.0, units["tokens"])
+        summed = losses.cross_entropy_sum(lm.logits_of(model, micro), micro.per_token["labels"])
+        return summed / max(1.0, units["tokens"])
 
     def predict(self, model: nn.Module, split: str, rows: range, budget: int) -> Continued:
         """How likely each chunk is, and what the model writes after the prompts that are among them."""
-        bounds = self._chunks[split].bounds
-        first, end = (rows.start, rows.stop) if split != "inputs" else np.searchsorted(bounds[:, 0], (rows.start, rows.stop))
-        lengths = self._chunks[split].lengths[first:end].tolist()
-        found = lm.likelihoods(model, lengths, budget, lambda few: self._batch(split, [first + row for row in few]))
         if split == "inputs":
-            texts = np.searchsorted(bounds[first:end, 0], rows)
-            found = lm.Scores(*(np.add.reduceat(of, texts) if len(rows) else of for of in found))
-            return Continued(*found, [{"id": self._ids[split][row]} for row in rows], [])
-        shown = [{"id": self._ids[split][document], "token": int(at)} for document, at, *_ in bounds[first:end].tolist()]
+            return self._predict_texts(model, rows, budget)
+        found = self._likelihoods(model, split, rows.start, rows.stop, budget)
+        bounds = self._chunks[split].bounds[rows.start : rows.stop, :2].tolist()
+        shown = [{"id": self._ids[split][document], "token": first} for document, first in bounds]
         return Continued(*found, shown, self._paragraphs(model, split, rows))
+
+    def _predict_texts(self, model: nn.Module, rows: range, budget: int) -> Continued:
+        """How likely each text is, over all of its chunks."""
+        document = self._chunks["inputs"].bounds[:, 0]
+        first, end = np.searchsorted(document, (rows.start, rows.stop)).tolist()
+        nll, targets, hits = self._likelihoods(model, "inputs", first, end, budget)
+        of = document[first:end] - rows.start
+        summed = [np.zeros(len(rows)), *(np.zeros(len(rows), dtype=np.int64) for _ in range(2))]
+        for total, part in zip(summed, (nll, targets, hits), strict=True):
+            np.add.at(total, of, part)
+        return Continued(*summed, [{"id": self._ids["inputs"][row]} for row in rows], [])
+
+    def _likelihoods(self, model: nn.Module, split: str, first: int, end: int, budget: int) -> lm.Scores:
+        lengths = self._chunks[split].lengths[first:end].tolist()
+        return lm.likelihoods(model, lengths, budget, lambda few: self._batch(split, [first + row for row in few]))
 
     def _paragraphs(self, model: nn.Module, split: str, rows: range) -> list[Paragraph]:
         """What is written after some begins of texts, as far as they are among the rows; the same whatever the rows."""
-        chunks, found = self._chunks[split], dict[int, Paragraph]()
-        mine = [row for row in self._prompts(split) if row in rows]
+        chunks = self._chunks[split]
+        mine = [row for row in writing.prompts(chunks, self.paragraphs, self.prompt_tokens) if row in rows]
         judge = self._judge() if split == "test" and mine else None
-        forbidden = sorted(set(self._tokenizer.all_special_ids))
-        given = {row: min(self.prompt_tokens, int(chunks.lengths[row])) for row in mine}
-        for length in sorted(set(given.values())):
-            some = [row for row in mine if given[row] == length]
-            firsts = [int(chunks.bounds[row, 1]) for row in some]
-            prompts = torch.from_numpy(np.stack([chunks.tokens[at : at + length] for at in firsts]).astype(np.int64))
-            how = self.paragraph_tokens, self.temperature, forbidden, self.chunk_length, some
-            for row, *one in zip(some, prompts.tolist(), *writing.write_on(model, prompts, *how), strict=True):
-                found[row] = self._paragraph(split, row, *one, judge)
-        return [found[row] for row in mine]
-
-    def _prompts(self, split: str) -> list[int]:
-        """Chunks whose begin is a prompt: first ones of documents that are long enough, at even distances."""
-        chunks = self._chunks[split]
-        begins = np.flatnonzero(np.diff(chunks.bounds[:, 0], prepend=-1))
-        begins = begins if len(begins) >= self.paragraphs else np.arange(len(chunks))
-        begins = begins[chunks.lengths[begins] >= min(self.prompt_tokens, int(chunks.lengths[begins].max()))]
-        picked = np.linspace(0, len(begins) - 1, min(self.paragraphs, len(begins))).round().astype(int)
-        return [int(row) for row in begins[picked]]
-
-    def _paragraph(
-        self, split: str, row: int, prompt: list[int], written: Tensor, nats: Tensor, judge: writing.Judge | None
-    ) -> Paragraph:
-        """As text, beside what stands there in truth, both judged."""
-        chunks = self._chunks[split]
-        document, first = chunks.bounds[row, :2].tolist()
-        last = int(np.searchsorted(chunks.bounds[:, 0], document, side="right")) - 1
-        true = chunks.tokens[first + len(prompt) : int(chunks.bounds[last, 2]) + 1][: len(written)]
-        told, text, reference = self._told(prompt, written.tolist(), true.tolist())
-        judged = [judge.nats(told, one) if judge and one.strip() else None for one in (text, reference)]
-        of = f"{self._ids[split][document]}:{first}" if self.across_documents else self._ids[split][document]
-        return Paragraph(of, told, text, tuple(written.tolist()), float(nats.sum()), reference, *judged)
-
-    def _told(self, prompt: list[int], *ends: list[int]) -> list[str]:
-        """The text of the prompt, and of each of the ends after it."""
-
-        def text(ids: list[int]) -> str:
-            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
-
-        told = text(prompt)
-        return [told, *(text([*prompt, *end])[len(told) :] for end in ends)]
+        how = writing.Way(self.paragraph_tokens, self.temperature, self.chunk_length)
+        pen = writing.Pen(model, self._tokenizer, how, judge)
+        return pen.paragraphs(chunks, mine, self.prompt_tokens, self._ids[split])
 
     def _judge(self) -> writing.Judge | None:
         if self.judge is None:

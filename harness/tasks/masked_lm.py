@@ -18,7 +18,6 @@ from harness.batch import Batch
 from harness.chunks import Chunks, Cut
 from harness.cleaning import Cleaning
 from harness.data import Data, Example, Splits
-from harness.errors import ModelError
 from harness.labelling import Texts
 from harness.metric import Likelihood
 from harness.model import Model
@@ -32,8 +31,8 @@ _SHARE = 0.15
 class MaskedLM(Task):
     """The tokens that were hidden; loss: cross-entropy averaged over them.
 
-    A chunk stands between the tokenizer's tokens for its begin and end, which are never hidden. Judged is always on 15 %
-    of the tokens by the dynamic rule, the same ones in every evaluation, so that ways to train can be compared.
+    A chunk stands between the tokenizer's tokens for its begin and end, which are never hidden. It is always judged on
+    15 % of the tokens by the dynamic rule, the same ones in every evaluation, so that ways to train can be compared.
     """
 
     labelling = Texts()
@@ -102,12 +101,13 @@ class MaskedLM(Task):
         self._tokenizer = tokenizing.load(model, texts)
         fix = "take a checkpoint that was trained to guess hidden tokens, such as BERT"
         self._mask = lm.special(self._tokenizer, "mask_token", fix=fix, where="model.name")
-        pairs = (("cls_token_id", "bos_token_id"), ("sep_token_id", "eos_token_id"))
-        found = [[getattr(self._tokenizer, name) for name in names] for names in pairs]
-        before, after = ([next(token for token in tokens if token is not None)] if any(token is not None for token in tokens) else [] for tokens in found)
-        self._frame = before, after
+        self._frame = self._first("cls_token_id", "bos_token_id"), self._first("sep_token_id", "eos_token_id")
         self._special = np.array(sorted(set(self._tokenizer.all_special_ids)), dtype=np.int64)
         self._others = np.setdiff1d(np.arange(len(self._tokenizer), dtype=np.int64), self._special)
+
+    def _first(self, *names: str) -> list[int]:
+        """The first of these tokens that the tokenizer has, if it has one."""
+        return [token for name in names if (token := getattr(self._tokenizer, name)) is not None][:1]
 
     def _read(self, name: str, examples: list[Example]) -> dict[str, Any]:
         before, after = self._frame

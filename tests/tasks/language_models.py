@@ -52,4 +52,5 @@ def splits(lengths: list[int]) -> Splits:
         Split(name, [Example(f"{name}-{i}", text(n, i + 7 * k), None, None) for i, n in enumerate(lengths)], "sha256:-")
         for k, name in enumerate(("train", "validation", "test"))
     ]
-    return Splits(*made, labels=[], source="made by hand", report={})
+    train, validation, test = made
+    return Splits(train, validation, test, labels=[], source="made by hand", report={})

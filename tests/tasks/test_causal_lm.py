@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def targets(task: CausalLM, split: str) -> list[tuple[int, int]]:
 def test_each_token_but_the_first_of_a_document_is_predicted_once(gpt: Path, overlap: float) -> None:
     task, _ = prepared(gpt, overlap=overlap)
     documents = [document(length, i + 7) for i, length in enumerate(LENGTHS)]
-    assert targets(task, "validation") == sorted(pair for ids in documents for pair in zip(ids, ids[1:]))
+    assert targets(task, "validation") == sorted(pair for ids in documents for pair in pairwise(ids))
 
 
 def test_training_predicts_all_that_a_chunk_holds(gpt: Path) -> None:
@@ -76,10 +77,13 @@ def test_training_predicts_all_that_a_chunk_holds(gpt: Path) -> None:
 
 def test_chunks_run_over_the_ends_of_documents_only_where_that_is_said(gpt: Path) -> None:
     apart, _ = prepared(gpt)
-    assert all(BOS not in ids[1:] for ids in apart._batch("train", [*range(apart.num_rows("train"))]).per_token["input_ids"].tolist())
+    assert all(
+        BOS not in ids[1:]
+        for ids in apart._batch("train", [*range(apart.num_rows("train"))]).per_token["input_ids"].tolist()
+    )
     together, _ = prepared(gpt, across_documents=True)
     ids = [token for i, length in enumerate(LENGTHS) for token in document(length, i + 7)]
-    assert targets(together, "validation") == sorted(zip(ids, ids[1:], strict=False))
+    assert targets(together, "validation") == sorted(pairwise(ids))
     assert len(together._paragraphs(prepared(gpt)[1], "validation", range(together.num_rows("validation")))) == 5
 
 
@@ -138,13 +142,18 @@ def test_a_judge_tells_what_the_text_is_worth_after_the_prompt(gpt: Path) -> Non
     assert {paragraph.judged for paragraph in unjudged} == {None}
 
 
-def test_that_nobody_judges_is_said(gpt: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_that_nobody_judges_is_said(
+    gpt: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from harness import notes
 
     monkeypatch.setattr(notes, "_told", set())
     task, model = prepared(gpt)
     task.predict(model, "test", range(task.num_rows("test")), 10**6)
-    assert "nobody judges how coherent the paragraphs are: name a stronger model as task.causal_lm.judge" in capsys.readouterr().err
+    assert (
+        "nobody judges how coherent the paragraphs are: name a stronger model as task.causal_lm.judge"
+        in capsys.readouterr().err
+    )
 
 
 def test_texts_of_any_length_get_one_answer_each(gpt: Path) -> None:
@@ -176,7 +185,9 @@ def test_an_own_model(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_told(gpt: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"^task\.causal_lm\.chunk_length: a chunk has 70 tokens, .* reads 64\n.*set it to 64"):
+    with pytest.raises(
+        ModelError, match=r"^task\.causal_lm\.chunk_length: a chunk has 70 tokens, .* reads 64\n.*set it to 64"
+    ):
         prepared(gpt, [100], chunk_length=70)
     bare = Path(checkpoint(tmp_path / "bare", "gpt2", eos_token=None, bos_token=None, cls_token=None, sep_token=None))
     with pytest.raises(ModelError, match=r"the tokenizer has no bos_token or cls_token or eos_token"):

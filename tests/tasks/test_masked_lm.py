@@ -48,7 +48,10 @@ def epoch(task: MaskedLM, seed: int, size: int = 4) -> dict[tuple[int, ...], tup
     found = {}
     for batch in task.batches(nn.Module(), size, torch.Generator().manual_seed(seed)):
         for ids, labels, length in zip(
-            batch.per_token["input_ids"].tolist(), batch.per_token["labels"].tolist(), batch.lengths.tolist(), strict=True
+            batch.per_token["input_ids"].tolist(),
+            batch.per_token["labels"].tolist(),
+            batch.lengths.tolist(),
+            strict=True,
         ):
             whole = tuple(said if said != IGNORE else read for read, said in zip(ids, labels, strict=True))[:length]
             assert set(labels[length:]) <= {IGNORE}
