@@ -35,6 +35,7 @@ bench: setup  ## measure against other trainers and where time goes, about 25 mi
 	$(BIN)/python benchmarks/latency_cost.py $(BENCH)
 	$(BIN)/python benchmarks/tracking_cost.py $(BENCH)
 	$(BIN)/python benchmarks/study_cost.py $(BENCH)
+	$(BIN)/python benchmarks/language_models.py $(BENCH)
 
 test: lint  ## set up, lint, check types, run all tests (what CI runs)
 	$(PYTEST) --durations=10

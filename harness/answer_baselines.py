@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from harness.data import Example, Splits
-from harness.metric import Spans
+from harness.predictions import Spans
 from harness.registry import build
 
 _SENTENCE = re.compile(r"[^.!?]+(?:[.!?](?!\s|$)[^.!?]*)*[.!?]*")

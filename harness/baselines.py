@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from harness import hub
 from harness.data import Data, Example, Splits
 from harness.errors import Interrupted
-from harness.metric import Classified
 from harness.model import Model
+from harness.predictions import Classified
 from harness.registry import build
 
 Labels = NDArray[np.int64]

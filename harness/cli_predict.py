@@ -13,12 +13,12 @@ import typer
 from harness.errors import SpecError
 
 if TYPE_CHECKING:
-    from harness.sources import Table
+    from harness.tables import Table
 
 
 def _typed(texts: list[str], columns: list[str]) -> Table:
     """What was typed as the rows of a table: each a text, or the two of one pair."""
-    from harness.sources import Table
+    from harness.tables import Table
 
     rows = [texts] if len(columns) == 2 else [[text] for text in texts]
     if len(rows[0]) != len(columns):
@@ -59,7 +59,7 @@ def predict(
     is_replaced = bool(out and out.exists())
     if file and out and is_replaced and file.exists() and file.samefile(out):
         raise SpecError("that is the file with the texts", where=f"--out {out}", fix="name another file")
-    from harness import prediction, sources, threads
+    from harness import files, prediction, threads
     from harness.console import Terminal
     from harness.storage import folder_of_runs
 
@@ -67,7 +67,7 @@ def predict(
         threads.before_torch()
         predictor = prediction.Predictor(run, folder_of_runs(output), Terminal())
         names = column or predictor.texts
-        table = sources.read_file(file, where="--file") if file else _typed(texts or [], names)
+        table = files.read_file(file, where="--file") if file else _typed(texts or [], names)
         answers = predictor.predict(prediction.examples_of(table, names, predictor)).answers()
     if as_json:
         rows = [{**record, **answer} for (_, record), answer in zip(table.cells, answers, strict=True)]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from harness.data import Example, Splits
-from harness.metric import Completed
+from harness.predictions import Completed
 from harness.registry import build, producer
 
 

@@ -18,8 +18,9 @@ from pydantic import Field, model_validator
 from harness.errors import DataError, did_you_mean
 from harness.labelling import Labelling, as_text
 from harness.markdown import text_table
-from harness.sources import Name, Parts, Source, Table, find_parts
+from harness.sources import Name, Source, find_parts
 from harness.splitting import SPLITS, Row, carve, check_has_rows, limited
+from harness.tables import Parts, Table
 
 _Share = Annotated[float, Field(gt=0, lt=1)]
 

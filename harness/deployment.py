@@ -13,7 +13,7 @@ from harness import latency
 from harness.assembly import Assembled
 from harness.console import Terminal
 from harness.evaluate import Evaluator
-from harness.metric import Predictions
+from harness.predictions import Predictions
 from harness.schema import Spec
 from harness.task import Task
 

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from harness import memory, padding_free, processes, registry
-from harness.metric import Metric, Predictions
+from harness.metric import Metric
+from harness.predictions import Predictions
 from harness.task import Task
 
 CPU_TOKENS = 512
@@ -94,3 +95,8 @@ def write(predictions: Predictions, metrics: Mapping[str, Metric[Any]], folder: 
     folder.mkdir(parents=True, exist_ok=True)
     for metric in metrics.values():
         metric.write(predictions, folder)
+
+
+def sections(predictions: Predictions, metrics: Mapping[str, Metric[Any]]) -> list[str]:
+    """What metrics have to say in the model card."""
+    return [told for metric in metrics.values() if (told := metric.section(predictions))]

@@ -57,7 +57,7 @@ def judge(
     own = evaluate.headline(loaded.task, predictions)
     ladder = report.score_rows(own, session.yardsticks, name)
     report.learning_curves(selected.history, selected.step, loaded.task.headline, folder)
-    told = signed_by, compressed.section
+    told = signed_by, "\n\n".join([*filter(None, [compressed.section]), *evaluate.sections(predictions, metrics)])
     report.write_card(report.model_card(spec, loaded, assembled, name, own, ladder, scores, *told), folder)
     selecting = f"test/{spec.early_stopping.metric.rpartition('/')[2]}"
     first, value = next(iter(own.items()))

@@ -120,6 +120,21 @@ class Completions(Labelling):
         return ""
 
 
+class Texts(Labelling):
+    """Text alone, from one column: nothing is told of it."""
+
+    has_labels: ClassVar[bool] = False
+
+    def texts(self, cells: Sequence[Any], where: str, columns: Sequence[str]) -> tuple[str, ...]:
+        """The cell. Raises DataError, also for two columns."""
+        if len(columns) != 1:
+            raise DataError("a language model reads one column of text", where="data.text", fix="name one column")
+        return super().texts(cells, where, columns)
+
+    def label(self, cell: Any, beside: Sequence[Any], where: str, column: str) -> None:
+        """None."""
+
+
 def _check_rare(counts: Counter[str], names: list[str], why: str) -> None:
     """Raise DataError for a label of train that stands in one row only."""
     rare = [label for label in names if counts[label] < 2]

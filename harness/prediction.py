@@ -26,11 +26,11 @@ from harness.console import Terminal
 from harness.data import Example
 from harness.errors import DataError, SpecError, UserError, did_you_mean
 from harness.evaluate import Evaluator
-from harness.metric import Predictions
 from harness.model import Model
+from harness.predictions import Predictions
 from harness.provenance import Envelope
 from harness.schema import Spec
-from harness.sources import Table
+from harness.tables import Table
 
 _READ = ("spec.yaml", "data.json", "weights/trained.safetensors")
 _TOKENIZER = "weights/tokenizer"

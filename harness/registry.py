@@ -161,7 +161,7 @@ def reads(metric: str, task: str) -> bool:
 
 def _is_made(wanted: str, found: str) -> bool:
     """Whether a class of predictions is the wanted one, or derives from it."""
-    tree = ast.parse((_ROOT / "metric.py").read_text(encoding="utf-8"))
+    tree = ast.parse((_ROOT / "predictions.py").read_text(encoding="utf-8"))
     above = {node.name: list(map(_named, node.bases)) for node in tree.body if isinstance(node, ast.ClassDef)}
     made = [found]
     while made:

@@ -1,31 +1,22 @@
-"""Reading: built-ins, csv, tsv, jsonl, json, parquet and CoNLL files, and data sets of the Hub, as tables of cells.
-
-The only door to `datasets` and pyarrow. No pandas: it turns the label "NA" into nothing.
-"""
+"""Where data come from: built-ins, files, folders and data sets of the Hub, part by part, as tables of cells."""
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
-import json
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from harness import builtin, conll, hub, instructions, landmarks, squad_file, synthetic_entities
-from harness.errors import DataError, StorageError, did_you_mean
+from harness import builtin, builtin_tables, hub
+from harness.builtin_tables import RATED_LABELS
+from harness.errors import DataError, did_you_mean
+from harness.files import SUFFIXES, name_tags, read_file
 from harness.settings import Settings
 from harness.splitting import SPLITS
 from harness.synthetic_entities import Sentences
+from harness.tables import Parts, Table
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", *conll.SUFFIXES)
-RATED_LABELS = {1: ["negative", "positive"], 2: ["negative", "neutral", "positive"]}
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
 
 
@@ -33,8 +24,8 @@ class Source(Settings):
     """What is read, and which of its columns are used."""
 
     name: Name
-    """A built-in such as `builtin:product_reviews`, a folder, a csv, tsv, jsonl, json, parquet, conll, bio or iob file, or
-    else an id on the Hub."""
+    """A built-in such as `builtin:product_reviews`, a folder, a csv, tsv, jsonl, json, parquet, txt, conll, bio or iob
+    file, or else an id on the Hub."""
     subset: Name | None = None
     """Hub only: the configuration of the data set."""
     revision: Name | None = None
@@ -53,7 +44,7 @@ class Source(Settings):
     sentences: Sentences | None = None
     """What `builtin:ner` is made of; null: its defaults. Other data are what they are."""
     encoding: Name = "utf-8"
-    """Of csv, tsv, jsonl, json and CoNLL files; anything that does not decode is an error."""
+    """Of csv, tsv, jsonl, json, txt and CoNLL files; anything that does not decode is an error."""
 
     @field_validator("cuts")
     @classmethod
@@ -92,22 +83,6 @@ class Source(Settings):
         return [self.text] if isinstance(self.text, str) else self.text
 
 
-@dataclass(frozen=True)
-class Table:
-    """A part of a source as it was read: for each row where it stands, for messages, and its cells."""
-
-    columns: list[str]
-    cells: list[tuple[str, dict[str, Any]]]
-    labels: list[str] | None = None
-    """In the order of the source, if it has one."""
-    is_rated: bool = False
-    """Cells also hold `id` and `ratings`."""
-
-
-Parts = dict[str, Callable[[], Table]]
-"""The parts of a source by name, each with what reads it."""
-
-
 # ---------------------------------------------------------------------------------------------------------------- parts
 
 
@@ -119,7 +94,8 @@ def find_parts(source: Source, named: list[str]) -> Parts:
     """
     if source.name.startswith(builtin.PREFIX):
         _refuse_hub_settings(source)
-        return _builtin_parts(source)
+        name = source.name.removeprefix(builtin.PREFIX)
+        return builtin_tables.parts(name, source.cuts, source.sentences or Sentences())
     try:
         path = Path(source.name).expanduser()
         exists = path.exists()
@@ -178,166 +154,6 @@ def _find_files(folder: Path, names: list[str]) -> dict[str, Path]:
     return files
 
 
-# ---------------------------------------------------------------------------------------------------------------- files
-
-
-def _read_rated(name: str, cuts: list[float]) -> Table:
-    labels, cells = RATED_LABELS[len(cuts)], []
-    for row in builtin.ratings(name):
-        label = labels[-1] if row.mean > cuts[-1] else labels[0] if row.mean < cuts[0] else labels[-2]
-        facts = {"text": row.text, "label": label, "document": row.document, "id": row.id, "ratings": row.ratings}
-        cells.append((f"{builtin.PREFIX}{name}, sentence {row.id}", facts))
-    return Table(["text", "label", "document"], cells, labels, is_rated=True)
-
-
-def _builtin_parts(source: Source) -> Parts:
-    name = source.name.removeprefix(builtin.PREFIX)
-    if name == "ner":
-        sentences = source.sentences or Sentences()
-        return {part: partial(_made, sentences, part) for part in SPLITS}
-    if name == "instructions":
-        return {"train": _read_instructions}
-    if name in landmarks.NAMES:
-        return {"train": partial(_made_up, name)}
-    return {"train": partial(_read_rated, name, source.cuts)}
-
-
-def _made(sentences: Sentences, part: str) -> Table:
-    return Table(list(conll.COLUMNS), synthetic_entities.make(sentences, part))
-
-
-def _read_instructions() -> Table:
-    """500 pairs made from a seed; `kind` is which of seven tasks."""
-    made = enumerate(instructions.pairs(), 1)
-    facts = [(i, {"prompt": pair.prompt, "completion": pair.completion, "kind": pair.kind}) for i, pair in made]
-    return Table(["prompt", "completion", "kind"], [(f"builtin:instructions, pair {i}", fact) for i, fact in facts])
-
-
-def _made_up(name: str) -> Table:
-    rows = landmarks.rows(name)
-    return Table(landmarks.COLUMNS, [(f"{builtin.PREFIX}{name}, question {row['id']}", row) for row in rows])
-
-
-def read_file(path: Path, encoding: str = "utf-8", where: str = "data.name") -> Table:
-    """One csv, tsv, jsonl, json, parquet or CoNLL file; `where`: what a person names it with.
-
-    Raises:
-        DataError: it cannot be read as what its name says, with file and line.
-        StorageError: it cannot be opened.
-    """
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise DataError(f"{path} is none of {', '.join(SUFFIXES)}", where=where, fix="convert it to one of these")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise StorageError(f"cannot read {path}", why=str(error)) from error
-    if suffix == ".parquet":
-        return _read_parquet(path, content)
-    text = _decode(path, content, encoding)
-    if not text.strip():
-        raise DataError(f"{path} is empty", where=where, fix="write rows into it, or name another file")
-    if suffix in conll.SUFFIXES:
-        sentences = conll.read(path, text)
-        return Table(list(dict.fromkeys(name for _, row in sentences for name in row)), sentences)
-    return _read_csv(path, text, suffix) if suffix in (".csv", ".tsv") else _read_json(path, text, suffix == ".jsonl")
-
-
-def _decode(path: Path, content: bytes, encoding: str) -> str:
-    is_marked = codecs.lookup(encoding).name == "utf-8" and content.startswith(codecs.BOM_UTF8)
-    mark = len(codecs.BOM_UTF8) if is_marked else 0
-    try:
-        return content[mark:].decode(encoding)
-    except UnicodeDecodeError as error:
-        line = content[mark : mark + error.start].decode(encoding, errors="replace").count("\n") + 1
-        what = f"not {encoding}: byte offset {mark + error.start} is 0x{error.object[error.start]:02x}"
-        fix = "data.encoding=latin-1, or whatever the file is encoded in; or convert it to utf-8"
-        raise DataError(what, where=f"{path}:{line}", why=error.reason, fix=fix) from None
-
-
-def _read_csv(path: Path, text: str, suffix: str) -> Table:
-    """Header and rows; cells may stand in double quotes, also in tsv files; a blank line is no row."""
-    csv.field_size_limit(2**31 - 1)
-    separator = "\t" if suffix == ".tsv" else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    rows: list[tuple[str, dict[str, Any]]] = []
-    try:
-        columns = next(reader, [])
-        if len(columns) == 1 and (other := next((mark for mark in ";\t|," if mark in columns[0]), None)):
-            what = f"the header is one cell, and the separator looks like {json.dumps(other)}"
-            fix = f"separate the cells of a {suffix} by {'tabs' if suffix == '.tsv' else 'commas'}"
-            raise DataError(what, where=f"{path}:1", fix=fix)
-        if repeated := [name for name, count in Counter(columns).items() if count > 1]:
-            raise DataError(f"two columns are called '{repeated[0]}'", where=f"{path}:1", fix="rename one")
-        line = reader.line_num + 1
-        for cells in reader:
-            if cells and len(cells) != len(columns):
-                fix = "put cells that hold the separator or a line break in double quotes"
-                what = f"{len(cells)} cells, but the header has {len(columns)}"
-                raise DataError(what, where=f"{path}:{line}", fix=fix)
-            if cells:
-                rows.append((f"{path}:{line}", dict(zip(columns, cells, strict=True))))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        fix = 'write a cell that holds " in double quotes, with each inner " doubled'
-        raise DataError("wrong quoting", where=f"{path}:{reader.line_num}", why=str(error), fix=fix) from error
-    return Table(columns, rows)
-
-
-def _read_json(path: Path, text: str, by_line: bool) -> Table:
-    """One object per line, or a list of objects, or a file of SQuAD."""
-    rows: list[tuple[str, dict[str, Any]]] = []
-    for line, chunk in enumerate(text.split("\n"), 1) if by_line else [(1, text)]:
-        if by_line and not chunk.strip():
-            continue
-        try:
-            value = json.loads(chunk)
-        except (ValueError, RecursionError) as error:
-            where = f"{path}:{line + getattr(error, 'lineno', 1) - 1}"
-            raise DataError("not JSON", where=where, why=str(error), fix="repair this line") from error
-        if not by_line and squad_file.is_squad(value):
-            return Table(squad_file.COLUMNS, list(squad_file.rows(path, value)))
-        for number, item in enumerate(value if isinstance(value, list) and not by_line else [value], 1):
-            where = f"{path}:{line}" if by_line else f"{path}, item {number}"
-            if not isinstance(item, dict):
-                fix = 'write {"text": "...", "label": "..."} on each line' if by_line else "write a list of objects"
-                raise DataError("not an object with named values", where=where, fix=fix)
-            rows.append((where, item))
-    return Table(list(dict.fromkeys(name for _, item in rows for name in item)), rows)
-
-
-def _read_parquet(path: Path, content: bytes) -> Table:
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(io.BytesIO(content))
-        rows = [(f"{path}, row {number}", row) for number, row in enumerate(table.to_pylist(), 1)]
-    except (OSError, ValueError) as error:  # pyarrow's own errors derive from these
-        raise DataError(f"{path} is no parquet file that can be read", why=str(error), fix="write it again") from error
-    return Table(table.column_names, *_tag_names(rows, _declared(table.schema.metadata)))
-
-
-def _declared(metadata: dict[bytes, bytes] | None) -> dict[str, list[str]]:
-    """Names of the classes in columns of lists, as `datasets` writes them into a parquet file."""
-    try:
-        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        lists = {name: feature["feature"] for name, feature in features.items() if "feature" in feature}
-        return {name: inner["names"] for name, inner in lists.items() if "names" in inner}
-    except (ValueError, KeyError, TypeError):
-        return {}
-
-
-def _tag_names(
-    rows: list[tuple[str, dict[str, Any]]], names: dict[str, list[str]]
-) -> tuple[list[tuple[str, dict[str, Any]]], list[str] | None]:
-    """Lists of class numbers as lists of class names, and the names if one column has them; -1: the row has none."""
-    for column, known in names.items():
-        for _, row in rows:
-            if (numbers := row[column]) is not None:
-                row[column] = [known[n] for n in numbers] if all(n is not None and n >= 0 for n in numbers) else None
-    return rows, next(iter(names.values())) if len(names) == 1 else None
-
-
 # ------------------------------------------------------------------------------------------------------------------ Hub
 
 
@@ -373,5 +189,5 @@ def _hub_table(part: Any, source: Source) -> Table:
             row[source.label] = names[row[source.label]] if row[source.label] >= 0 else None
         cells.append((f"{source.name}, row {number}", row))
     if source.label and listed:
-        return Table(part.column_names, *_tag_names(cells, {source.label: listed}))
+        return Table(part.column_names, *name_tags(cells, {source.label: listed}))
     return Table(part.column_names, cells, names)

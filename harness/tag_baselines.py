@@ -14,7 +14,7 @@ import numpy as np
 
 from harness.data import Example, Splits
 from harness.entities import lenient
-from harness.metric import Tagged
+from harness.predictions import Tagged
 from harness.registry import build
 
 Words = tuple[str, ...]

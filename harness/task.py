@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from harness.batch import Batch
 from harness.data import Data, Example, Splits
 from harness.labelling import Classes, Labelling
-from harness.metric import Predictions
 from harness.model import Model
+from harness.predictions import Predictions
 from harness.settings import Settings
 
 

@@ -24,7 +24,8 @@ from harness.assembly import Assembled
 from harness.console import Terminal
 from harness.errors import Interrupted
 from harness.markdown import markdown_table
-from harness.metric import Metric, Predictions
+from harness.metric import Metric
+from harness.predictions import Predictions
 from harness.schema import Compression, Spec
 from harness.task import Task
 

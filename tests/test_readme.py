@@ -68,7 +68,7 @@ def test_make_targets_exist() -> None:
 def test_every_experiment_is_in_the_table_with_its_score() -> None:
     for name in spec.names():
         row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{name}`"))
-        assert "±" in row or "one seed" in row
+        assert any(word in row for word in ("±", "one seed", "not measured"))
 
 
 def test_every_search_space_is_in_the_table() -> None:

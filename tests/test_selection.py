@@ -14,7 +14,8 @@ from harness import evaluate, faults, spec
 from harness.assembly import Assembled
 from harness.console import Terminal
 from harness.errors import TrainingError
-from harness.metric import Classified, Metric, Predictions
+from harness.metric import Metric
+from harness.predictions import Classified, Predictions
 from harness.selection import Selection
 from harness.surgery import ParameterCount
 from harness.tracker import MemoryTracker

@@ -11,7 +11,7 @@ import pytest
 from harness.answers import Answers
 from harness.data import Data, load
 from harness.errors import DataError
-from harness.sources import read_file
+from harness.files import read_file
 
 
 def nested(articles: int = 12, *, is_second: bool = False) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from harness.compression import prune
 from harness.console import Terminal
 from harness.errors import Interrupted
 from harness.method import Method
-from harness.metric import Classified
+from harness.predictions import Classified
 from harness.schema import Spec
 from harness.variants import Bench, Judged, compare, judge
 from tests.toys import ToyTask, classifier, deviation, random_batch

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from harness import losses
 from harness.batch import Batch
 from harness.data import Example, Splits
-from harness.metric import Classified
 from harness.model import Model
+from harness.predictions import Classified
 from harness.task import Task
 
 VOCABULARY = 50

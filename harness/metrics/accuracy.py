@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from harness.metric import Classified, Metric
+from harness.metric import Metric
+from harness.predictions import Classified
 
 
 class Accuracy(Metric[Classified]):

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from harness import figures
-from harness.metric import Classified, Metric
+from harness.metric import Metric
+from harness.predictions import Classified
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.metric import Classified, Metric
+from harness.metric import Metric
+from harness.predictions import Classified
 from harness.storage import write_json, write_text
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from harness.metric import Completed, Metric
+from harness.metric import Metric
+from harness.predictions import Completed
 
 
 class CompletionMatch(Metric[Completed]):

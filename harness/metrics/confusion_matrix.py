@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import heatmap
-from harness.metric import Classified, Metric
+from harness.metric import Metric
+from harness.predictions import Classified
 from harness.storage import write_json
 
 

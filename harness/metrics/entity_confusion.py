@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from harness import heatmap
 from harness.entities import Entity, lenient
-from harness.metric import Metric, Tagged
+from harness.metric import Metric
+from harness.predictions import Tagged
 from harness.storage import write_json
 
 NOTHING = "(none)"

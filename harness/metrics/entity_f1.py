@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 
 from harness.entities import Reading, lenient, strict
 from harness.markdown import text_table
-from harness.metric import Metric, Tagged, key_suffixes
+from harness.metric import Metric, key_suffixes
+from harness.predictions import Tagged
 from harness.storage import write_json, write_text
 
 _RESERVED = ("macro", "strict", "macro_strict")

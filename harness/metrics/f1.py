@@ -7,7 +7,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.metric import Classified, Metric, key_suffixes
+from harness.metric import Metric, key_suffixes
+from harness.predictions import Classified
 
 _AVERAGES = ("macro", "weighted", "micro")
 

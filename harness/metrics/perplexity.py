@@ -3,7 +3,8 @@
     nll = sum of nll / number of target tokens,  perplexity = exp(nll)
 
 Never a mean of means: neither of batches nor of examples. A model that knows nothing has the size of the vocabulary,
-a perfect one 1. Only comparable where the tokens are the same: same tokenizer, same targets.
+a perfect one 1. Only comparable where the tokens are the same: same tokenizer, same targets. Of a masked language model
+it is that of the masked tokens.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from harness.metric import Likelihood, Metric
+from harness.metric import Metric
+from harness.predictions import Likelihood
 
 
 class Perplexity(Metric[Likelihood]):
-    """`perplexity`, and `nll` in nats per token."""
+    """`perplexity`, and `nll` in nats per token; 1 and 0 where there is no target at all."""
 
     produces: ClassVar[tuple[str, ...]] = ("perplexity", "nll")
     less_is_better: ClassVar[tuple[str, ...]] = ("perplexity", "nll")

@@ -6,7 +6,8 @@ import csv
 import io
 from pathlib import Path
 
-from harness.metric import Classified, Metric
+from harness.metric import Metric
+from harness.predictions import Classified
 from harness.storage import write_text
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import unicodedata
 from typing import ClassVar
 
-from harness.metric import Completed, Metric
+from harness.metric import Metric
+from harness.predictions import Completed
 
 
 class RougeL(Metric[Completed]):

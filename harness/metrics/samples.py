@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import Field
 
 from harness.markdown import markdown_table
-from harness.metric import Completed, Metric
+from harness.metric import Metric
+from harness.predictions import Completed
 from harness.storage import write_json, write_text
 
 _COLUMNS = ("id", "prompt", "reference", "generated", "exact", "nll", "tokens")

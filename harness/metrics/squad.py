@@ -20,7 +20,8 @@ from collections import Counter
 from pathlib import Path
 from typing import ClassVar
 
-from harness.metric import Metric, Spans
+from harness.metric import Metric
+from harness.predictions import Spans
 from harness.storage import write_text
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from harness.metric import Metric, Tagged
+from harness.metric import Metric
+from harness.predictions import Tagged
 
 
 class TagAccuracy(Metric[Tagged]):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.metric import Metric, Tagged
+from harness.metric import Metric
+from harness.predictions import Tagged
 from harness.storage import write_text
 
 

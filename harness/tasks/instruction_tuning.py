@@ -27,8 +27,8 @@ from harness.completions import Row, Writer, joined
 from harness.data import Data, Example, Split, Splits
 from harness.errors import ModelError
 from harness.labelling import Completions
-from harness.metric import Completed
 from harness.model import Model
+from harness.predictions import Completed
 from harness.task import Task
 
 _WHERE = "task.instruction_tuning"

@@ -22,8 +22,8 @@ from harness.answers import Answers
 from harness.batch import Batch, cut, overhead_tokens
 from harness.data import Data, Example, Split, Splits
 from harness.errors import DataError, ModelError
-from harness.metric import Spans
 from harness.model import Model
+from harness.predictions import Spans
 from harness.task import Task
 
 _WHERE = "task.question_answering"

@@ -15,8 +15,8 @@ from harness import baselines, losses, pretrained, tokenizing
 from harness.batch import Batch, cut, overhead_tokens
 from harness.data import Data, Example, Split, Splits
 from harness.errors import DataError
-from harness.metric import Classified
 from harness.model import Model
+from harness.predictions import Classified
 from harness.pretrained import WithHead
 from harness.task import Task
 

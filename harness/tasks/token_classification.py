@@ -21,8 +21,8 @@ from harness import losses, notes, pretrained, tag_baselines, tokenizing, window
 from harness.batch import Batch, cut, overhead_tokens
 from harness.data import Data, Example, Split, Splits
 from harness.errors import DataError, ModelError
-from harness.metric import Tagged
 from harness.model import Model
+from harness.predictions import Tagged
 from harness.pretrained import WithHead
 from harness.tagging import Tags
 from harness.task import Task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from harness.metric import Classified, Completed
+from harness.predictions import Classified, Completed
 
 LABELS = ["negative", "neutral", "positive"]
 

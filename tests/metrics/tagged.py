@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from harness.metric import Tagged
+from harness.predictions import Tagged
 
 TYPES = ["PER", "LOC", "macro"]
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score
 
-from harness.metric import Classified
 from harness.metrics.accuracy import Accuracy
+from harness.predictions import Classified
 from tests.metrics.samples import LABELS, certain_predictions, random_predictions
 
 

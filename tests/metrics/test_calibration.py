@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from sklearn.metrics import brier_score_loss, log_loss
 
-from harness.metric import Classified
 from harness.metrics.calibration import Calibration, reliability
+from harness.predictions import Classified
 from tests.metrics.samples import LABELS, random_predictions
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from sklearn.metrics import classification_report
 
-from harness.metric import Classified
 from harness.metrics.accuracy import Accuracy
 from harness.metrics.classification_report import ClassificationReport
 from harness.metrics.f1 import F1
+from harness.predictions import Classified
 from tests.metrics.samples import LABELS, certain_predictions, random_predictions
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from harness.metric import Classified
 from harness.metrics.confusion_matrix import ConfusionMatrix, confusion_counts
+from harness.predictions import Classified
 from tests.metrics.samples import LABELS, certain_predictions, random_predictions
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from harness import registry
-from harness.metric import Classified, Metric
+from harness.metric import Metric
+from harness.predictions import Classified
 from tests.metrics.samples import LABELS, certain_predictions, random_predictions, reordered
 
 NAMES = [name for name in registry.names("metric") if registry.predictions_of("metric", name) == "Classified"]

@@ -13,8 +13,8 @@ from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 from seqeval.metrics.v1 import precision_recall_fscore_support as by_scheme
 from seqeval.scheme import IOB2
 
-from harness.metric import Tagged
 from harness.metrics.entity_f1 import EntityF1
+from harness.predictions import Tagged
 from tests.metrics.tagged import TYPES, names_of, random_tagged, tagged
 
 

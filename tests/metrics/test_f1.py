@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
-from harness.metric import Classified, key_suffixes
+from harness.metric import key_suffixes
 from harness.metrics.f1 import F1
+from harness.predictions import Classified
 from tests.metrics.samples import LABELS, certain_predictions, random_predictions
 
 CASES = {

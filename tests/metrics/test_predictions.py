@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.metric import Classified
 from harness.metrics.predictions import PredictionTable
+from harness.predictions import Classified
 from tests.metrics.samples import LABELS, random_predictions
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.metric import Completed
 from harness.metrics.rouge_l import RougeL, longest_common_subsequence, rouge_l, words
+from harness.predictions import Completed
 from tests.metrics.samples import completed
 
 SHORT = st.lists(st.sampled_from("abc"), max_size=6)

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.metric import Spans
 from harness.metrics.squad import Squad
+from harness.predictions import Spans
 
 
 def spans(texts: list[str], references: list[list[str]]) -> Spans:

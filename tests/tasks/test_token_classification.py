@@ -18,8 +18,8 @@ from harness import notes, pretrained
 from harness.data import Example, Split, Splits
 from harness.errors import DataError, ModelError
 from harness.losses import IGNORE
-from harness.metric import Tagged
 from harness.model import Architecture, Model
+from harness.predictions import Tagged
 from harness.tasks.token_classification import TokenClassification
 
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]

@@ -1,0 +1,206 @@
+"""Guess tokens that were hidden, from all that stands around them. Legend: B chunks, T tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, PrivateAttr
+from torch import Tensor, nn
+
+from harness import language_modelling as lm
+from harness import losses, masking, tokenizing
+from harness.batch import Batch
+from harness.chunks import Chunks, Cut
+from harness.cleaning import Cleaning
+from harness.data import Data, Example, Splits
+from harness.labelling import Texts
+from harness.model import Model
+from harness.predictions import Likelihood
+from harness.task import Task
+
+_WHERE = "task.masked_lm"
+_SHARE = 0.15
+"""Of the tokens that are hidden when the model is judged, however it is trained."""
+
+
+class MaskedLM(Task):
+    """The tokens that were hidden; loss: cross-entropy averaged over them.
+
+    A chunk stands between the tokenizer's tokens for its begin and end, which are never hidden. It is always judged on
+    15 % of the tokens by the dynamic rule, the same ones in every evaluation, so that ways to train can be compared.
+    """
+
+    labelling = Texts()
+    headline: ClassVar[dict[str, str]] = {"perplexity": "perplexity"}
+
+    masking: Literal["dynamic", "static"] = "dynamic"
+    """dynamic: each token by itself, anew in every epoch; 80 % become the mask, 10 % a random token, 10 % stay. static:
+    each chunk by itself, the same ones in every epoch; all of its tokens become the mask, the others teach nothing."""
+    share: float | None = Field(default=None, gt=0, lt=1)
+    """How likely a token (static: a chunk) is hidden; null: 0.15 (static: 0.1)."""
+    mask_seed: int = Field(default=0, ge=0)
+    """Draws the chunks that are hidden (static), and nothing else."""
+    chunk_length: int = Field(default=128, ge=4)
+    """Tokens that are read at once, those for begin and end among them."""
+    overlap: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a chunk that is the end of the one before it."""
+    across_documents: bool = False
+    """Whether a chunk may hold the end of one document and the begin of the next."""
+    mojibake: Literal["keep", "repair", "drop"] = "repair"
+    """Lines with characters that were decoded wrongly: repaired as far as that can be done, or dropped; counted."""
+    characters: Literal["all", "text"] = "text"
+    """text: letters, digits, punctuation, currency and mathematical signs of all scripts; others go, counted."""
+    script: str = "any"
+    """Such as latin: lines with too many letters of other scripts are dropped, counted."""
+    max_foreign: float = Field(default=0.3, ge=0, le=1)
+    """The largest share of a line's letters that may be of other scripts than `script`."""
+    language: str = "any"
+    """english, spanish, german or french: lines with too few of its most frequent words are dropped, counted."""
+    min_stop_words: float = Field(default=0.1, ge=0, le=1)
+    """The smallest share of them among a line's words; lines of fewer than ten words are not judged."""
+
+    _tokenizer: Any = PrivateAttr(None)
+    _chunks: dict[str, Chunks] = PrivateAttr(default_factory=dict)
+    _ids: dict[str, list[str]] = PrivateAttr(default_factory=dict)
+    _frame: tuple[list[int], list[int]] = PrivateAttr(default=([], []))
+    _mask: int = PrivateAttr(0)
+    _special: NDArray[np.int64] = PrivateAttr(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    _others: NDArray[np.int64] = PrivateAttr(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    _new_parameters: set[str] = PrivateAttr(default_factory=set)
+
+    def load_data(self, splits: Splits, model: Model) -> dict[str, Any]:
+        """Clean, tokenise and cut all splits; returns tokens, chunks, overlap and what cleaning did of each.
+
+        Raises:
+            ModelError: the tokenizer cannot be loaded, or has no token for a mask.
+            DataError: a split of which nothing is left.
+            SpecError: a script or language that is not known.
+        """
+        rules = self._rules()
+        self._open(model, lambda: lm.texts(splits.train.examples, rules))
+        return {
+            split.name: self._read(split.name, split.examples)
+            for split in (splits.train, splits.validation, splits.test)
+        }
+
+    def load_inputs(self, examples: list[Example], labels: list[str], model: Model) -> dict[str, Any]:
+        """The same of texts as the split `inputs`."""
+        self._open(model)
+        return self._read("inputs", examples)
+
+    def _rules(self) -> Cleaning:
+        kept = self.mojibake, self.characters, self.script, self.max_foreign, self.language, self.min_stop_words
+        return lm.check_cleaning(Cleaning(*kept), _WHERE)
+
+    def _open(self, model: Model, texts: Callable[[], Iterator[str]] | None = None) -> None:
+        self._tokenizer = tokenizing.load(model, texts)
+        fix = "take a checkpoint that was trained to guess hidden tokens, such as BERT"
+        self._mask = lm.special(self._tokenizer, "mask_token", fix=fix, where="model.name")
+        self._frame = self._first("cls_token_id", "bos_token_id"), self._first("sep_token_id", "eos_token_id")
+        self._special = np.array(sorted(set(self._tokenizer.all_special_ids)), dtype=np.int64)
+        self._others = np.setdiff1d(np.arange(len(self._tokenizer), dtype=np.int64), self._special)
+
+    def _first(self, *names: str) -> list[int]:
+        """The first of these tokens that the tokenizer has, if it has one."""
+        return [token for name in names if (token := getattr(self._tokenizer, name)) is not None][:1]
+
+    def _read(self, name: str, examples: list[Example]) -> dict[str, Any]:
+        before, after = self._frame
+        how = Cut(self.chunk_length - len(before) - len(after), self.overlap, 0, self.across_documents)
+        between = after if self.across_documents else []
+        found = lm.read(name, examples, self._tokenizer, self._rules(), how, [], between)
+        self._chunks[name] = found
+        self._ids[name] = ["all"] if self.across_documents else [example.id for example in examples]
+        return found.facts
+
+    def load_model(self, model: Model) -> nn.Module:
+        """The model in float32. Raises ModelError: it cannot be loaded, or does not fit tokenizer or chunks."""
+        longest = max(int(chunks.lengths.max()) for chunks in self._chunks.values()) + sum(map(len, self._frame))
+        loaded, self._new_parameters = lm.load_model("masked_lm", model, self._tokenizer, longest, _WHERE)
+        return loaded
+
+    def head(self, model: nn.Module) -> set[str]:
+        """What the checkpoint had no values for; nothing of an own model, all of which trains."""
+        return self._new_parameters & {name for name, _ in model.named_parameters()}
+
+    def yardsticks(self, splits: Splits, data: Data, model: Model) -> Mapping[str, Callable[[], dict[str, float]]]:
+        """A unigram model, and a trigram one with Kneser-Ney smoothing, on the same hidden tokens."""
+        chunks = self._chunks["test"]
+        hidden = [
+            first - len(self._frame[0]) + np.flatnonzero(self._row("test", row, None)[1] != losses.IGNORE)
+            for row, first in enumerate(chunks.bounds[:, 1].tolist())
+        ]
+        given = self._chunks["train"], chunks, 0, np.concatenate(hidden), len(self._tokenizer)
+        return lm.yardsticks(*given, of=" from the two tokens before")
+
+    def num_rows(self, split: str) -> int:
+        """Chunks of a split."""
+        return len(self._chunks[split])
+
+    def num_batches(self, size: int) -> int:
+        """Batches per epoch; the last one may be smaller."""
+        return -(-self.num_rows("train") // size)
+
+    def batches(self, model: nn.Module, size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """The chunks of the training split in random order; what is hidden is drawn by the same generator."""
+        order = torch.randperm(self.num_rows("train"), generator=generator).tolist()
+        seed = int(torch.randint(2**62, (), generator=generator))
+        for start in range(0, len(order), size):
+            yield self._batch("train", order[start : start + size], seed)
+
+    def longest_batch(self, size: int) -> Batch:
+        """The `size` longest chunks of the training split."""
+        rows = np.argsort(-self._chunks["train"].lengths, kind="stable")[:size]
+        return self._batch("train", rows.tolist(), 0)
+
+    def _batch(self, split: str, rows: list[int], seed: int | None = None) -> Batch:
+        read, labels = zip(*(self._row(split, row, seed) for row in rows), strict=True)
+        return lm.padded(list(read), list(labels), lm.pad_of(self._tokenizer))
+
+    def _row(self, split: str, row: int, seed: int | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What is read of a chunk, and what has to be said; `seed`: of the epoch, None where the model is judged."""
+        chunks = self._chunks[split]
+        _, first, end, new = chunks.bounds[row].tolist()
+        before, after = self._frame
+        ids = np.array([*before, *chunks.tokens[first:end].tolist(), *after], dtype=np.int64)
+        can_be_hidden = ~np.isin(ids, self._special)
+        if seed is None:
+            can_be_hidden[: len(before) + new - first] = False
+            return masking.dynamic(ids, can_be_hidden, _SHARE, self._mask, self._others, 0, row)
+        if self.masking == "static":
+            return masking.static(ids, can_be_hidden, self.share or 0.1, self._mask, self.mask_seed, row)
+        return masking.dynamic(ids, can_be_hidden, self.share or _SHARE, self._mask, self._others, seed, row)
+
+    def count(self, batch: Batch) -> dict[str, float]:
+        """Tokens that have to be guessed."""
+        return {"tokens": losses.count_targets(batch.per_token["labels"])}
+
+    def loss(self, model: nn.Module, micro: Batch, units: dict[str, float]) -> Tensor:
+        """The micro-batch's share of the batch's cross-entropy; 0 where nothing of the batch has to be guessed."""
+        summed = losses.cross_entropy_sum(lm.logits_of(model, micro), micro.per_token["labels"])
+        return summed / max(1.0, units["tokens"])
+
+    def predict(self, model: nn.Module, split: str, rows: range, budget: int) -> Likelihood:
+        """How likely the hidden tokens of each chunk are."""
+        frame = sum(map(len, self._frame))
+        lengths = (self._chunks[split].lengths[rows.start : rows.stop] + frame).tolist()
+        found = lm.likelihoods(model, lengths, budget, lambda few: self._batch(split, [rows[row] for row in few]))
+        bounds = self._chunks[split].bounds[rows.start : rows.stop].tolist()
+        return Likelihood(*found, [{"id": self._ids[split][document], "token": at} for document, at, *_ in bounds])
+
+    def example(self, batch_size: int, length: int) -> dict[str, Tensor]:
+        """Tokens of the training texts at random, for latency. [batch_size, length]"""
+        seen = torch.from_numpy(np.unique(self._chunks["train"].tokens[:100_000]).astype(np.int64))
+        ids = seen[torch.randint(len(seen), (batch_size, length), generator=torch.Generator().manual_seed(0))]
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the tokenizer, and the model's configuration."""
+        config: Any = model.config
+        config.save_pretrained(folder)
+        self._tokenizer.save_pretrained(folder)
