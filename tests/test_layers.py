@@ -56,7 +56,6 @@ LAYERS = [
     [
         "synthetic_entities",
         "tagging",
-        "transformer",
         "padding_free",
         "pairs",
         "chain",
@@ -67,7 +66,7 @@ LAYERS = [
         "metrics",
         "methods",
     ],
-    ["sources", "tracking_writer", "tokenizing"],
+    ["sources", "tracking_writer", "tokenizing", "transformer"],
     ["data", "tracking_queue", "tracking_sync"],
     ["tracking_worker"],
     ["tracking"],
