@@ -25,7 +25,8 @@ def main() -> None:
     """Train what is missing, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", default=spec.names(), choices=spec.names(), metavar="EXPERIMENT")
+    of_one_task = [name for name in spec.names() if list(spec.load(name).task) == list(spec.load("full_finetune").task)]
+    parser.add_argument("--only", nargs="+", default=of_one_task, choices=spec.names(), metavar="EXPERIMENT")
     parser.add_argument("--output", default="mlruns", help="the folder of runs, relative to the project")
     parser.add_argument("overrides", nargs="*", help="key=value, given to every run")
     chosen = parser.parse_intermixed_args()
