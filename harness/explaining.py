@@ -137,9 +137,11 @@ def settings_at(path: list[str]) -> type[Settings] | None:
     here: type[Settings] = Spec
     for part in path:
         annotation = here.model_fields[part].annotation if part in here.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, Settings)):
+        kinds = (annotation, *get_args(annotation))  # a section that may be null is one, too
+        found = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Settings)), None)
+        if found is None:
             return None
-        here = annotation
+        here = found
     return here
 
 

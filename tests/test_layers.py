@@ -68,7 +68,6 @@ LAYERS = [
     [
         "synthetic_entities",
         "tagging",
-        "transformer",
         "padding_free",
         "pairs",
         "chain",

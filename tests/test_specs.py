@@ -126,6 +126,7 @@ def test_a_file_that_does_not_build_on_base_is_told_once(experiments: Path, head
 
 MISTAKES = [
     (["train.learing_rate=1"], r"^train\.learing_rate=1: unknown key; .*`learning_rate`"),
+    (["data.sentences.tag_nois=0.1"], r"^data\.sentences\.tag_nois=0\.1: unknown key; did you mean `tag_noise`\?$"),
     (["methods.lora.rnk=3"], r"^methods\.lora\.rnk=.*: unknown key; did you mean `rank`"),
     (["methods.lra.rank=3"], r"methods\.lra\.rank=3: methods\.lra: no method is called so; did you mean 'lora'"),
     (["metrics.f2={}"], r"^metrics\.f2=.*: no metric is called so; did you mean 'f1'|known: accuracy"),

@@ -295,3 +295,25 @@ def test_rows_are_given_to_the_model_by_the_names_it_knows(bert: Model) -> None:
     task, model = prepared(bert, splits(SHORT, SHORT))
     assert task.example(2, 5).keys() == {"input_ids", "token_type_ids", "attention_mask"}
     assert pretrained.readable(model, {"input_ids": [1], "odd": [2]}) == {"input_ids": [1]}
+
+
+class Prompted(nn.Module):
+    """A model whose logits begin with those of three tokens of its own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: torch.Tensor) -> Any:
+        out = self.model(**inputs)
+        out.logits = torch.cat([torch.full_like(out.logits[:, :1], 9.0).expand(-1, 3, -1), out.logits], dim=1)
+        return out
+
+
+def test_tokens_that_a_method_puts_before_a_sentence_are_no_words(bert: Model) -> None:
+    task, model = prepared(bert, splits(SHORT, SHORT))
+    batch = next(task.batches(model, 4, torch.Generator().manual_seed(1)))
+    prompted = Prompted(model)
+    torch.testing.assert_close(*(task.loss(of, batch, {"words": 3.0}) for of in (prompted, model)))
+    found, plain = (task.predict(of, "test", range(4), 100).scores for of in (prompted, model))
+    np.testing.assert_allclose(found, plain)
