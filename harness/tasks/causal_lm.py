@@ -183,12 +183,11 @@ class CausalLM(Task):
         """How likely each text is, over all of its chunks."""
         document = self._chunks["inputs"].bounds[:, 0]
         first, end = np.searchsorted(document, (rows.start, rows.stop)).tolist()
-        nll, targets, hits = self._likelihoods(model, "inputs", first, end, budget)
-        of = document[first:end] - rows.start
-        summed = [np.zeros(len(rows)), *(np.zeros(len(rows), dtype=np.int64) for _ in range(2))]
-        for total, part in zip(summed, (nll, targets, hits), strict=True):
-            np.add.at(total, of, part)
-        return Continued(*summed, [{"id": self._ids["inputs"][row]} for row in rows], [])
+        found = self._likelihoods(model, "inputs", first, end, budget)
+        of, number = document[first:end] - rows.start, len(rows)
+        targets, hits = (np.bincount(of, part, number).astype(np.int64) for part in (found.targets, found.hits))
+        shown = [{"id": self._ids["inputs"][row]} for row in rows]
+        return Continued(np.bincount(of, found.nll, number), targets, hits, shown, [])
 
     def _likelihoods(self, model: nn.Module, split: str, first: int, end: int, budget: int) -> lm.Scores:
         lengths = self._chunks[split].lengths[first:end].tolist()
