@@ -187,7 +187,8 @@ class CausalLM(Task):
         of, number = document[first:end] - rows.start, len(rows)
         targets, hits = (np.bincount(of, part, number).astype(np.int64) for part in (found.targets, found.hits))
         shown = [{"id": self._ids["inputs"][row]} for row in rows]
-        return Continued(np.bincount(of, found.nll, number), targets, hits, shown, [])
+        nll = np.bincount(of, found.nll, number).astype(np.float64)
+        return Continued(nll, targets, hits, shown, [])
 
     def _likelihoods(self, model: nn.Module, split: str, first: int, end: int, budget: int) -> lm.Scores:
         lengths = self._chunks[split].lengths[first:end].tolist()
