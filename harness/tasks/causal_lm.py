@@ -183,13 +183,12 @@ class CausalLM(Task):
         """How likely each text is, over all of its chunks."""
         document = self._chunks["inputs"].bounds[:, 0]
         first, end = np.searchsorted(document, (rows.start, rows.stop)).tolist()
-        nll, targets, hits = self._likelihoods(model, "inputs", first, end, budget)
-        of = document[first:end] - rows.start
-        sums = np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=np.int64)
-        for total, part in zip(sums, (nll, targets, hits), strict=True):
-            np.add.at(total, of, part)
+        found = self._likelihoods(model, "inputs", first, end, budget)
+        of, number = document[first:end] - rows.start, len(rows)
+        targets, hits = (np.bincount(of, part, number).astype(np.int64) for part in (found.targets, found.hits))
         shown = [{"id": self._ids["inputs"][row]} for row in rows]
-        return Continued(sums[0], sums[1], sums[2], shown, [])
+        nll = np.bincount(of, found.nll, number).astype(np.float64)
+        return Continued(nll, targets, hits, shown, [])
 
     def _likelihoods(self, model: nn.Module, split: str, first: int, end: int, budget: int) -> lm.Scores:
         lengths = self._chunks[split].lengths[first:end].tolist()
