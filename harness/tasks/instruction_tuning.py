@@ -151,10 +151,12 @@ class InstructionTuning(Task):
     def yardsticks(self, splits: Splits, data: Data, model: Model) -> Mapping[str, Callable[[], dict[str, float]]]:
         """The prompt copied, the completion of the most similar training prompt, the model before it is tuned."""
         return completion_yardsticks.of_completions(
-            splits, lambda example: joined(example.text, example.pair), lambda: self._untuned(model)
+            splits, lambda example: joined(example.text, example.pair), lambda: self._untuned(splits, model)
         )
 
-    def _untuned(self, model: Model) -> Completed:
+    def _untuned(self, splits: Splits, model: Model) -> Completed:
+        if not self._rows:
+            self.load_data(splits, model)
         loaded = self.load_model(model).to("cuda" if torch.cuda.is_available() else "cpu")
         return self.predict(loaded, "test", range(self.num_rows("test")), _UNTUNED_TOKENS)
 
