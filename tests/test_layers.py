@@ -79,6 +79,7 @@ LAYERS = [
         "methods",
         "answers",
         "squad_file",
+        "transformer",
     ],
     ["files", "builtin_tables", "tracking_writer", "tokenizing", "spans"],
     ["sources"],
