@@ -1,7 +1,8 @@
 """Spans of a context: the windows that a model reads of it, what is learnt in each, and how an answer is read off.
 
-A context that does not fit beside its question is read in windows that overlap by `stride` tokens (Devlin et al. 2019,
-arXiv 1810.04805, appendix A.5 of the code's `run_squad.py`). Legend: T tokens of a window, C context tokens in it.
+A context that does not fit beside its question is read in windows that overlap by `stride` tokens; BERT's own code
+(`run_squad.py` of google-research/bert) moves on by `doc_stride` tokens instead. Legend: T tokens of a window, C those
+of them that are the context's.
 """
 
 from __future__ import annotations

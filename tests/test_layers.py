@@ -11,9 +11,8 @@ from setuptools.config.pyprojecttoml import read_configuration
 ROOT = Path(__file__).parent.parent / "harness"
 LAYERS = [
     ["errors", "settings", "units", "threads", "notes"],
-    ["faults", "interruption"],
+    ["faults", "interruption", "entities"],
     [
-        "entities",
         "windows",
         "storage",
         "registry",
