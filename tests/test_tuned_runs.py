@@ -50,8 +50,10 @@ def test_the_card_has_its_score_among_its_yardsticks(folder: Path) -> None:
 def test_the_texts_are_a_table_in_mlflow(folder: Path) -> None:
     store = client(folder.parent.parent)
     (run,) = store.search_runs([one.experiment_id for one in store.search_experiments()])
-    table = store.load_table(run.info.experiment_id, "test/samples.json", [run.info.run_id])
-    assert list(table.columns) == ["id", "prompt", "reference", "generated", "exact", "nll", "tokens"]
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "test/samples.json", "type": "table"}]
+    assert "test/samples.json" in [file.path for file in store.list_artifacts(run.info.run_id, "test")]
+    table = json.loads((folder / "test" / "samples.json").read_text(encoding="utf-8"))
+    assert table["columns"] == ["id", "prompt", "reference", "generated", "exact", "nll", "tokens"]
 
 
 def test_new_prompts_are_completed_as_those_of_the_test_split_were(folder: Path, tmp_path: Path) -> None:
