@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,16 +47,30 @@ class Task(Settings, ABC):
         """Names of the head's parameters: those without pretrained values. They train whatever the methods."""
 
     @abstractmethod
-    def num_batches(self, size: int) -> int:
-        """Batches (optimizer steps) per epoch."""
+    def train_lengths(self) -> Sequence[int]:
+        """Tokens of each training example."""
 
     @abstractmethod
+    def batch(self, split: str, rows: list[int]) -> Batch:
+        """These examples of a split; of train, those that `train_lengths` counts."""
+
+    def num_batches(self, size: int) -> int:
+        """Batches (optimizer steps) per epoch; the last one may be smaller."""
+        return -(-len(self.train_lengths()) // size)
+
     def batches(self, model: nn.Module, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """One epoch of batches; one batch = one optimizer step over all processes, fixed before any forward."""
+        """One epoch of batches; one batch = one optimizer step over all processes, fixed before any forward.
+
+        The training examples in random order.
+        """
+        order = torch.randperm(len(self.train_lengths()), generator=generator).tolist()
+        for start in range(0, len(order), size):
+            yield self.batch("train", order[start : start + size])
 
     def longest_batch(self, size: int) -> Batch | None:
         """The `size` longest training examples, to see whether they fit into memory; None where that is not known."""
-        return None
+        lengths = self.train_lengths()
+        return self.batch("train", sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)[:size])
 
     @abstractmethod
     def count(self, batch: Batch) -> dict[str, float]:

@@ -147,6 +147,15 @@ class ToyTask(Task):
     def num_rows(self, split: str) -> int:
         return sum(len(batch) for batch in self._batches)
 
+    def train_lengths(self) -> list[int]:
+        return [int(length) for batch in self._batches for length in batch.lengths]
+
+    def batch(self, split: str, rows: list[int]) -> Batch:
+        return self._batches[0].take(rows)
+
+    def longest_batch(self, size: int) -> Batch | None:
+        return None
+
     def num_batches(self, size: int) -> int:
         return len(self._batches)
 

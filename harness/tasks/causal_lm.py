@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -134,22 +134,11 @@ class CausalLM(Task):
         """Chunks of a split; of `inputs`, texts."""
         return len(self._ids[split]) if split == "inputs" else len(self._chunks[split])
 
-    def num_batches(self, size: int) -> int:
-        """Batches per epoch; the last one may be smaller."""
-        return -(-self.num_rows("train") // size)
+    def train_lengths(self) -> list[int]:
+        """Tokens of each chunk."""
+        return list(map(int, self._chunks["train"].lengths))
 
-    def batches(self, model: nn.Module, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """The chunks of the training split in random order."""
-        order = torch.randperm(self.num_rows("train"), generator=generator).tolist()
-        for start in range(0, len(order), size):
-            yield self._batch("train", order[start : start + size])
-
-    def longest_batch(self, size: int) -> Batch:
-        """The `size` longest chunks of the training split."""
-        rows = np.argsort(-self._chunks["train"].lengths, kind="stable")[:size]
-        return self._batch("train", rows.tolist())
-
-    def _batch(self, split: str, rows: list[int]) -> Batch:
+    def batch(self, split: str, rows: list[int]) -> Batch:
         """labels[t] is the token after t; what an earlier chunk has predicted is no target, unless in training."""
         chunks, inputs, labels = self._chunks[split], [], []
         for row in rows:
@@ -192,7 +181,7 @@ class CausalLM(Task):
 
     def _likelihoods(self, model: nn.Module, split: str, first: int, end: int, budget: int) -> lm.Scores:
         lengths = self._chunks[split].lengths[first:end].tolist()
-        return lm.likelihoods(model, lengths, budget, lambda few: self._batch(split, [first + row for row in few]))
+        return lm.likelihoods(model, lengths, budget, lambda few: self.batch(split, [first + row for row in few]))
 
     def _paragraphs(self, model: nn.Module, split: str, rows: range) -> list[Paragraph]:
         """What is written after some begins of texts, as far as they are among the rows; the same whatever the rows."""

@@ -13,7 +13,7 @@ Legend: B pairs, T tokens of the longest, V vocabulary, K last positions.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -135,7 +135,7 @@ class InstructionTuning(Task):
     def _check_packing(self, model: nn.Module) -> None:
         split = next(iter(self._rows))
         order = sorted(range(len(self._rows[split])), key=lambda row: len(self._rows[split][row].ids))
-        few = self._batch(split, order[:3]).to(next(model.parameters()).device)
+        few = self.batch(split, order[:3]).to(next(model.parameters()).device)
         if why := packing.why_not(model, few):
             fix = "set it to false: losses and scores are the same"
             raise ModelError(f"packing cannot be used: {why}", where=f"{_WHERE}.packing", fix=fix)
@@ -164,33 +164,23 @@ class InstructionTuning(Task):
         """Rows of a split."""
         return len(self._rows[split])
 
-    def num_batches(self, size: int) -> int:
-        """Batches per epoch; the last one may be smaller."""
-        return -(-self.num_rows("train") // size)
+    def train_lengths(self) -> list[int]:
+        """Tokens of each pair."""
+        return [len(row.ids) for row in self._rows["train"]]
 
-    def batches(self, model: nn.Module, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """The training split in random order."""
-        order = torch.randperm(self.num_rows("train"), generator=generator).tolist()
-        for start in range(0, len(order), size):
-            yield self._batch("train", order[start : start + size])
-
-    def longest_batch(self, size: int) -> Batch:
-        """The `size` longest pairs of the training split."""
-        rows = self._rows["train"]
-        return self._batch("train", sorted(range(len(rows)), key=lambda row: len(rows[row].ids), reverse=True)[:size])
-
-    def _batch(self, split: str, numbers: list[int]) -> Batch:
-        rows = [self._rows[split][number] for number in numbers]
+    def batch(self, split: str, rows: list[int]) -> Batch:
+        """These pairs; labels[t] is the token after t where that is learnt."""
+        pairs = [self._rows[split][row] for row in rows]
         columns = {
-            "input_ids": ([row.ids for row in rows], self._writer.end),
-            "attention_mask": ([[1] * len(row.ids) for row in rows], 0),
-            "labels": ([row.targets for row in rows], losses.IGNORE),
+            "input_ids": ([pair.ids for pair in pairs], self._writer.end),
+            "attention_mask": ([[1] * len(pair.ids) for pair in pairs], 0),
+            "labels": ([pair.targets for pair in pairs], losses.IGNORE),
         }
         per_token = {
             name: nn.utils.rnn.pad_sequence([torch.tensor(one) for one in lists], batch_first=True, padding_value=fill)
             for name, (lists, fill) in columns.items()
         }
-        return Batch(torch.tensor([len(row.ids) for row in rows]), per_token, {})
+        return Batch(torch.tensor([len(pair.ids) for pair in pairs]), per_token, {})
 
     def count(self, batch: Batch) -> dict[str, float]:
         """Tokens of completions, ends included."""
@@ -222,7 +212,7 @@ class InstructionTuning(Task):
         model.eval()
         with torch.inference_mode():
             for chunk in cut(lengths, budget, overhead_tokens(device)) if split != "inputs" else []:
-                micro = self._batch(split, [rows[i] for i in chunk]).to(device)
+                micro = self.batch(split, [rows[i] for i in chunk]).to(device)
                 nll[chunk], found[:, chunk] = packing.scores(*self._logits(model, micro), len(chunk))
         texts = self._generate(model, split, rows, budget)
         return Completed(

@@ -142,23 +142,22 @@ class MaskedLM(Task):
         """Chunks of a split."""
         return len(self._chunks[split])
 
-    def num_batches(self, size: int) -> int:
-        """Batches per epoch; the last one may be smaller."""
-        return -(-self.num_rows("train") // size)
+    def train_lengths(self) -> list[int]:
+        """Tokens of each chunk."""
+        return list(map(int, self._chunks["train"].lengths))
 
     def batches(self, model: nn.Module, size: int, generator: torch.Generator) -> Iterator[Batch]:
         """The chunks of the training split in random order; what is hidden is drawn by the same generator."""
         order = torch.randperm(self.num_rows("train"), generator=generator).tolist()
         seed = int(torch.randint(2**62, (), generator=generator))
         for start in range(0, len(order), size):
-            yield self._batch("train", order[start : start + size], seed)
+            yield self._masked("train", order[start : start + size], seed)
 
-    def longest_batch(self, size: int) -> Batch:
-        """The `size` longest chunks of the training split."""
-        rows = np.argsort(-self._chunks["train"].lengths, kind="stable")[:size]
-        return self._batch("train", rows.tolist(), 0)
+    def batch(self, split: str, rows: list[int]) -> Batch:
+        """These chunks, masked as they are for all evaluations."""
+        return self._masked(split, rows, None)
 
-    def _batch(self, split: str, rows: list[int], seed: int | None = None) -> Batch:
+    def _masked(self, split: str, rows: list[int], seed: int | None) -> Batch:
         read, labels = zip(*(self._row(split, row, seed) for row in rows), strict=True)
         return lm.padded(list(read), list(labels), lm.pad_of(self._tokenizer))
 
@@ -189,7 +188,7 @@ class MaskedLM(Task):
         """How likely the hidden tokens of each chunk are."""
         frame = sum(map(len, self._frame))
         lengths = (self._chunks[split].lengths[rows.start : rows.stop] + frame).tolist()
-        found = lm.likelihoods(model, lengths, budget, lambda few: self._batch(split, [rows[row] for row in few]))
+        found = lm.likelihoods(model, lengths, budget, lambda few: self.batch(split, [rows[row] for row in few]))
         bounds = self._chunks[split].bounds[rows.start : rows.stop].tolist()
         return Likelihood(*found, [{"id": self._ids[split][document], "token": at} for document, at, *_ in bounds])
 

@@ -198,23 +198,13 @@ class QuestionAnswering(Task):
         """Questions of a split."""
         return len(self._of[split])
 
-    def num_batches(self, size: int) -> int:
-        """Batches of `size` windows per epoch; the last one may be smaller."""
-        return -(-len(self._windows["train"]) // size)
+    def train_lengths(self) -> list[int]:
+        """Tokens of each window."""
+        return [len(window) for window in self._windows["train"]]
 
-    def batches(self, model: nn.Module, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """The windows of the training split in random order."""
-        order = torch.randperm(len(self._windows["train"]), generator=generator).tolist()
-        for start in range(0, len(order), size):
-            yield self._batch("train", order[start : start + size])
-
-    def longest_batch(self, size: int) -> Batch:
-        """The `size` longest windows of the training split."""
-        windows = self._windows["train"]
-        return self._batch("train", sorted(range(len(windows)), key=lambda i: len(windows[i]), reverse=True)[:size])
-
-    def _batch(self, split: str, numbers: list[int]) -> Batch:
-        chosen = [self._windows[split][number] for number in numbers]
+    def batch(self, split: str, rows: list[int]) -> Batch:
+        """These windows, with the places of the first and the last token of their answers."""
+        chosen = [self._windows[split][row] for row in rows]
         fill = {"input_ids": self._tokenizer.pad_token_id, "token_type_ids": self._tokenizer.pad_token_type_id}
         per_token = {
             name: nn.utils.rnn.pad_sequence(
@@ -224,7 +214,7 @@ class QuestionAnswering(Task):
             for name in chosen[0].inputs if name in self._inputs
         }  # fmt: skip
         lengths = torch.tensor(list(map(len, chosen)))
-        targets = torch.tensor([self._targets[split][number] for number in numbers])
+        targets = torch.tensor([self._targets[split][row] for row in rows])
         return Batch(lengths, per_token, {"start": targets[:, 0], "end": targets[:, 1]})
 
     def count(self, batch: Batch) -> dict[str, float]:
@@ -248,7 +238,7 @@ class QuestionAnswering(Task):
         model.eval()
         with torch.inference_mode():
             for chunk in cut(lengths, budget, overhead_tokens(device)):
-                micro = self._batch(split, [numbers[i] for i in chunk]).to(device)
+                micro = self.batch(split, [numbers[i] for i in chunk]).to(device)
                 both = torch.stack(_logits(model, micro), dim=1).float().cpu().double().numpy()  # [B, 2, T]
                 logits |= {numbers[i]: one[:, : lengths[i]] for i, one in zip(chunk, both, strict=True)}
         examples = [self._splits[split].examples[row] for row in rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -120,23 +120,12 @@ class SequenceClassification(Task):
         """Rows of a split."""
         return len(self._encoded[split])
 
-    def num_batches(self, size: int) -> int:
-        """Batches per epoch; the last one may be smaller."""
-        return -(-self.num_rows("train") // size)
+    def train_lengths(self) -> list[int]:
+        """Tokens of each text."""
+        return [len(row["input_ids"]) for row in self._encoded["train"]]
 
-    def batches(self, model: nn.Module, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """The training split in random order."""
-        order = torch.randperm(self.num_rows("train"), generator=generator).tolist()
-        for start in range(0, len(order), size):
-            yield self._batch("train", order[start : start + size])
-
-    def longest_batch(self, size: int) -> Batch:
-        """The `size` longest texts of the training split."""
-        encoded = self._encoded["train"]
-        rows = sorted(range(len(encoded)), key=lambda row: len(encoded[row]["input_ids"]), reverse=True)
-        return self._batch("train", rows[:size])
-
-    def _batch(self, split: str, rows: list[int]) -> Batch:
+    def batch(self, split: str, rows: list[int]) -> Batch:
+        """These texts with their labels."""
         encoded = [self._encoded[split][row] for row in rows]
         lengths = torch.tensor([len(row["input_ids"]) for row in encoded])
         per_token = pretrained.padded(self._tokenizer, encoded)
@@ -161,7 +150,7 @@ class SequenceClassification(Task):
         model.eval()
         with torch.inference_mode():
             for chunk in cut(lengths, budget, overhead_tokens(device)):
-                micro = self._batch(split, [rows[i] for i in chunk]).to(device)
+                micro = self.batch(split, [rows[i] for i in chunk]).to(device)
                 scores[chunk] = model(**micro.per_token).logits.float().cpu()
         examples = [self._splits[split].examples[row] for row in rows]
         return Classified(

@@ -6,7 +6,7 @@ that overlap; each word is learnt and predicted once, in the window that shows t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -180,25 +180,14 @@ class TokenClassification(Task):
         """Sentences of a split."""
         return len(self._windows[split])
 
-    def num_batches(self, size: int) -> int:
-        """Batches per epoch; the last one may be smaller."""
-        return -(-self.num_rows("train") // size)
+    def train_lengths(self) -> list[int]:
+        """Tokens of each sentence, in all of its windows."""
+        return [sum(len(window.row["input_ids"]) for window in of) for of in self._windows["train"]]
 
-    def batches(self, model: nn.Module, size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """The sentences of the training split in random order, each with all of its windows."""
-        order = torch.randperm(self.num_rows("train"), generator=generator).tolist()
-        for start in range(0, len(order), size):
-            yield self._batch("train", order[start : start + size])
-
-    def longest_batch(self, size: int) -> Batch:
-        """The `size` sentences of the training split with the most tokens."""
-        tokens = [sum(len(window.row["input_ids"]) for window in of) for of in self._windows["train"]]
-        return self._batch("train", sorted(range(len(tokens)), key=tokens.__getitem__, reverse=True)[:size])
-
-    def _batch(self, split: str, sentences: list[int]) -> Batch:
+    def batch(self, split: str, rows: list[int]) -> Batch:
         """All windows of these sentences, with the tags of their words."""
         examples, of = self._splits[split].examples, self._windows[split]
-        tagged = [(window, examples[i].label[1]) for i in sentences for window in of[i]]
+        tagged = [(window, examples[i].label[1]) for i in rows for window in of[i]]
         per_token = pretrained.padded(self._tokenizer, [window.row for window, _ in tagged])
         labels = torch.full_like(per_token["input_ids"], losses.IGNORE)
         for number, (window, tags) in enumerate(tagged):

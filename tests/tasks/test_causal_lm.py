@@ -52,7 +52,7 @@ def document(length: int, offset: int) -> list[int]:
 
 def targets(task: CausalLM, split: str) -> list[tuple[int, int]]:
     """Each input token whose next one is a target, with that one."""
-    batch = task._batch(split, list(range(task.num_rows(split))))
+    batch = task.batch(split, list(range(task.num_rows(split))))
     ids, labels = batch.per_token["input_ids"], batch.per_token["labels"]
     kept = labels != IGNORE
     return sorted(zip(ids[kept].tolist(), labels[kept].tolist(), strict=True))
@@ -67,7 +67,7 @@ def test_each_token_but_the_first_of_a_document_is_predicted_once(gpt: Path, ove
 
 def test_training_predicts_all_that_a_chunk_holds(gpt: Path) -> None:
     task, _ = prepared(gpt, [14], overlap=0.5)  # 16 tokens, 15 of them targets: chunks begin at 0, 4, 8
-    batch = task._batch("train", [0, 1, 2])
+    batch = task.batch("train", [0, 1, 2])
     assert batch.lengths.tolist() == [8, 8, 7]
     assert (batch.per_token["labels"] != IGNORE).sum(1).tolist() == [8, 8, 7]
     ids = torch.tensor(document(14, 0))
@@ -79,7 +79,7 @@ def test_chunks_run_over_the_ends_of_documents_only_where_that_is_said(gpt: Path
     apart, _ = prepared(gpt)
     assert all(
         BOS not in ids[1:]
-        for ids in apart._batch("train", [*range(apart.num_rows("train"))]).per_token["input_ids"].tolist()
+        for ids in apart.batch("train", [*range(apart.num_rows("train"))]).per_token["input_ids"].tolist()
     )
     together, _ = prepared(gpt, across_documents=True)
     ids = [token for i, length in enumerate(LENGTHS) for token in document(length, i + 7)]

@@ -111,7 +111,7 @@ def test_yardsticks_are_judged_on_the_hidden_tokens(bert: Path) -> None:
     counts = np.ones(len(VOCABULARY))
     for i, length in enumerate(LENGTHS):
         np.add.at(counts, [VOCABULARY[word] for word in text(length, i).split()], 1)
-    labels = task._batch("test", [*range(task.num_rows("test"))]).per_token["labels"]
+    labels = task.batch("test", [*range(task.num_rows("test"))]).per_token["labels"]
     hidden = labels[labels != IGNORE].numpy()
     nll = float(-np.log(counts[hidden] / counts.sum()).mean())
     known = task.yardsticks(splits(LENGTHS), None, None)  # type: ignore[arg-type]
