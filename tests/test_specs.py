@@ -110,6 +110,18 @@ def test_a_file_builds_on_one_that_is_there_and_not_on_itself(experiments: Path)
         spec.load("one")
 
 
+def test_metrics_of_another_task_are_refused_with_those_that_fit() -> None:
+    for name, overrides in (("ner", ["metrics.f1={}"]), ("lora", ["task={token_classification: {}}"])):
+        with pytest.raises(
+            SpecError, match=r"not for token_classification; metrics for it: entity_confusion, .*"
+        ) as error:
+            spec.load(name, overrides)
+        assert "metrics." in str(error.value)
+    with pytest.raises(SpecError, match=r"metrics\.entity_f1=\{\}: not for sequence_classification"):
+        spec.load("lora", ["metrics.entity_f1={}"])
+    assert "perplexity" in spec.load("lora_causal_lm").metrics, "it reads every language model"
+
+
 def test_a_plugin_is_not_null(experiments: Path) -> None:
     (experiments / "mine.yaml").write_text("defaults: [base, _self_]\nmetrics: {f1: null}\n")
     with pytest.raises(SpecError, match=r"(?m)^mine\.yaml:2: metrics\.f1: null is no map of settings; "):
