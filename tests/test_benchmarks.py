@@ -118,7 +118,7 @@ def test_every_program_of_make_bench_has_a_quick_form(name: str) -> None:
 
 
 def test_make_bench_runs_them() -> None:
-    assert len(PROGRAMS) == 7
+    assert len(PROGRAMS) == 8
     assert "bench" in pages.make_targets()
 
 

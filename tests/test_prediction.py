@@ -124,8 +124,8 @@ def test_what_cannot_predict_says_why(copied: Path, folder: Path, tmp_path: Path
         predict(folder, "--file", str(table), "--out", "x.json")
     with pytest.raises(SpecError, match=r"--out x.csv: --json prints, --out writes"):
         predict(folder, "--file", str(table), "--out", "x.csv", "--json")
-    with pytest.raises(DataError, match=r"--file: in.txt is none of .csv"):
-        predict(folder, "--file", "in.txt")
+    with pytest.raises(DataError, match=r"--file: in.xlsx is none of .csv"):
+        predict(folder, "--file", "in.xlsx")
     for words in ([], ["good", "--file", str(table)], ["good", "--out", "x.csv"]):
         with pytest.raises(SpecError, match="give texts, or --file"):
             predict(folder, *words)
