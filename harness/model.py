@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -29,11 +29,15 @@ class Architecture(Settings):
     """The longest text it can read."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Of embeddings, attention probabilities and the output of each part of a block."""
+    positions: Literal["learned", "rotary"] = "learned"
+    """learned: a vector for each place; rotary: attention turns queries and keys by their places (RoPE)."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.d_model % self.heads:
             raise ValueError(f"d_model {self.d_model} is no multiple of heads {self.heads}")
+        if self.positions == "rotary" and self.d_model // self.heads % 2:
+            raise ValueError(f"rotary positions need heads of an even width, not {self.d_model // self.heads}")
         return self
 
 

@@ -8,6 +8,8 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from harness import checkpoint, padding_free, registry, surgery, transformer
 from harness.methods.bottleneck_adapter import Bottleneck
@@ -17,6 +19,7 @@ from harness.transformer import Block, Kind
 KINDS = get_args(Kind)
 SIZES = Architecture(layers=2, d_model=16, heads=2, ffn=24, max_length=12, dropout=0.0)
 MODEL = Model(name="builtin:transformer", revision=None, architecture=SIZES)
+ROTARY = MODEL.model_copy(update={"architecture": SIZES.model_copy(update={"positions": "rotary"})})
 LENGTHS = [4, 9, 7]
 
 
@@ -87,9 +90,10 @@ def test_a_language_model_is_its_blocks_between_words_and_words() -> None:
     torch.testing.assert_close(model(ids, torch.ones_like(ids)).logits, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("of", [MODEL, ROTARY], ids=["learned", "rotary"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_padding_changes_nothing_wherever_it_stands(kind: Kind) -> None:
-    model = build(kind)
+def test_padding_changes_nothing_wherever_it_stands(kind: Kind, of: Model) -> None:
+    model = build(kind, of)
     alone = [model(ids[None, :n], mask[None, :n]).logits[0] for ids, mask, n in zip(*batch(), LENGTHS, strict=True)]
     for left in (False, True):
         ids, mask = batch(left=left)
@@ -109,9 +113,25 @@ def test_only_a_causal_one_looks_back_alone() -> None:
         assert torch.equal(before, after) != changes_before
 
 
+def test_rotary_positions_are_llamas() -> None:
+    """And what attention sees of two tokens depends on how far they are apart only."""
+    q, places = torch.randn(2, 3, 7, 8), torch.arange(7).expand(2, 7)
+    sizes = LlamaConfig(hidden_size=24, num_attention_heads=3, head_dim=8, max_position_embeddings=16)
+    cos, sin = LlamaRotaryEmbedding(sizes)(q, places)
+    expected, _ = apply_rotary_pos_emb(q, q, cos, sin)
+    torch.testing.assert_close(transformer.rotate(q, transformer.rotation(places, 8)), expected)
+    mask = batch()[1]
+    block = build("causal_lm", ROTARY).transformer.blocks[0]
+    hidden, looks = torch.randn(3, 9, 16, dtype=torch.float64), mask.bool()[:, None, None, :].expand(3, 1, 9, 9).tril()
+    near, far = (block(hidden, looks, transformer.rotation(torch.arange(9)[None] + by, 8)) for by in (0, 100))
+    torch.testing.assert_close(near, far, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(near, block(hidden, looks, transformer.rotation(2 * torch.arange(9)[None], 8)), atol=1e-2)
+
+
+@pytest.mark.parametrize("of", [MODEL, ROTARY], ids=["learned", "rotary"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_runs_without_padding(kind: Kind) -> None:
-    model, (ids, mask) = build(kind), batch()
+def test_it_runs_without_padding(kind: Kind, of: Model) -> None:
+    model, (ids, mask) = build(kind, of), batch()
     expected = model(ids, mask).logits
     padding_free.attach(model, "auto")
     with padding_free.running(model):
