@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) torch==2.13.0
 	$(PIP) --editable '.[dev]'
-	$(BIN)/python -m harness.builtin
+	$(BIN)/python -m harness.catalogue.builtin
 	@touch $(READY)
 
 demo: setup  ## set up, then train exp=lora_adapter on real reviews, tracked in MLflow

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness import threads
+from harness.machine import threads
 
 WARM = 3
 BATCH, RATE, EVALUATED = 16, 1e-3, 256
@@ -70,7 +70,8 @@ def run_harness(kind: str, steps: int, watch: Stopwatch) -> dict[str, float]:
     """This project's loop, without its tracking."""
     import training
 
-    from harness import device, evaluate
+    from harness import evaluate
+    from harness.machine import device
 
     threads.bound_caches()
     device.use_fast_matmul()
@@ -103,9 +104,11 @@ def tokenised(overrides: Sequence[str] = ()) -> Texts:
     """The sentences of this project for a peer; of validation the first rows."""
     from transformers import AutoTokenizer
 
-    from harness import builtin, data, spec
+    from harness.catalogue import builtin
+    from harness.data import dataset
+    from harness.specs import spec
 
-    splits = data.load(spec.load("lora", list(overrides)).data)
+    splits = dataset.load(spec.load("lora", list(overrides)).data)
     tokenizer = AutoTokenizer.from_pretrained(builtin.model_path("minilm"))
 
     def rows(examples: list[Any]) -> list[dict[str, Any]]:
@@ -123,7 +126,7 @@ def pretrained(kind: str, num_labels: int, rank: int = 8) -> Any:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from harness import builtin
+    from harness.catalogue import builtin
 
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(builtin.model_path("minilm"), num_labels=num_labels)

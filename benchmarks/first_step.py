@@ -19,9 +19,11 @@ from recording import PROJECT, bars, parser, publish, ratios, spread
 
 RUN = """
 import os, sys, time
-from harness import command, threads
+from harness.cli import launching
+from harness.machine import threads
 threads.before_torch()
-from harness import selection, tracker, tracking
+from harness import selection
+from harness.tracking import stores, tracker
 
 def stop(self, step):
     float(step.loss)
@@ -30,8 +32,8 @@ def stop(self, step):
 
 selection.Selection._note = stop
 if "{tracked}" == "no":
-    tracking.start = lambda *_, **__: tracker.MemoryTracker()
-sys.exit(command.main(["exp=lora_adapter", f"output={sys.argv[1]}"]))
+    stores.start = lambda *_, **__: tracker.MemoryTracker()
+sys.exit(launching.main(["exp=lora_adapter", f"output={sys.argv[1]}"]))
 """
 IMPORTS = """
 import time

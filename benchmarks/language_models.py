@@ -23,7 +23,7 @@ from typing import Any
 
 from contestants import WARM, Stopwatch, settle_wait_policy
 
-from harness import threads
+from harness.machine import threads
 
 PROJECT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = {"pretrain_clm": "causal_lm", "pretrain_mlm": "masked_lm"}
@@ -41,7 +41,7 @@ def run_harness(experiment: str, steps: int, watch: Stopwatch) -> float:
     """This project's loop, without its tracking; the loss of the last step."""
     import training
 
-    from harness import device
+    from harness.machine import device
 
     threads.bound_caches()
     device.use_fast_matmul()
@@ -69,7 +69,8 @@ def run_trainer(experiment: str, steps: int, watch: Stopwatch) -> float:
     )
     from transformers.loss.loss_utils import ForCausalLMLoss, ForMaskedLMLoss
 
-    from harness import assembly, spec
+    from harness import assembly
+    from harness.specs import spec
 
     task = EXPERIMENTS[experiment]
     loaded: Any = assembly.load(chosen := spec.load(experiment, settings(task, steps)))
@@ -120,7 +121,7 @@ def child(name: str, experiment: str, steps: int) -> dict[str, float]:
     """One contestant, measured in this process."""
     import torch
 
-    from harness import device
+    from harness.machine import device
 
     torch.set_num_threads(threads.share_of_cores())
     watch = Stopwatch()

@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from recording import Spread, bars, parser, publish, ratios, spread
 
-from harness import assembly, deployment, device, latency, spec
+from harness import assembly, latency
+from harness.machine import device
+from harness.results import deployment
+from harness.specs import spec
 
 PLAIN = "plain"
 FULL = {"batch_sizes": [1, 8], "lengths": [32, 128], "warmup": 2, "runs": 20}

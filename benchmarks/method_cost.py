@@ -15,7 +15,9 @@ import torch
 import training
 from recording import Spread, bars, parser, publish, ratios, spread
 
-from harness import assembly, device, spec
+from harness import assembly
+from harness.machine import device
+from harness.specs import spec
 
 WARM = 2
 AWP = "methods.awp.start=0.0"

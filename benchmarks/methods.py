@@ -14,10 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness import spec
 from harness.compare import rendering, runs, systems
 from harness.compare.comparison import compare
 from harness.errors import SpecError
+from harness.specs import spec
 from harness.storage import PROJECT
 
 

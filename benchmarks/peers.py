@@ -23,7 +23,7 @@ from typing import Any
 
 from contestants import BATCH, CONTESTANTS, WARM, Stopwatch, settle_wait_policy
 
-from harness import threads
+from harness.machine import threads
 
 PROJECT = Path(__file__).resolve().parent.parent
 FLOPS_PER_TOKEN = {"lora": 4 * 10.6e6, "full_finetune": 6 * 10.6e6}
@@ -41,7 +41,7 @@ def child(name: str, kind: str, steps: int) -> dict[str, Any]:
     """One contestant, measured in this process."""
     import torch
 
-    from harness import device
+    from harness.machine import device
 
     torch.set_num_threads(threads.share_of_cores())
     watch = Stopwatch()
@@ -61,7 +61,7 @@ def limit() -> dict[str, float]:
     """GFLOP/s of float32 matrix products of the model's shapes, the best of many: what no training can exceed."""
     import torch
 
-    from harness import device
+    from harness.machine import device
 
     torch.set_num_threads(threads.share_of_cores())
     device.use_fast_matmul()
@@ -82,7 +82,9 @@ def gradient() -> dict[str, float]:
     import torch
     import training
 
-    from harness import device, gradients, surgery
+    from harness import gradients
+    from harness.machine import device
+    from harness.models import surgery
 
     device.use_fast_matmul()
     started = training.start("lora", [f"train.batch_size={BATCH}"])

@@ -20,8 +20,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from harness import device, figures, tracking
+from harness import figures
+from harness.machine import device
 from harness.markdown import markdown_table
+from harness.tracking import stores
 
 PROJECT = Path(__file__).resolve().parent.parent
 OUTPUT = PROJECT / "mlruns"
@@ -107,7 +109,7 @@ def publish(name: str, rows: list[dict[str, str]], measured: dict[str, Any], fig
     (folder / f"{name}.md").write_text(f"{heading}\n\n{text}\n", encoding="utf-8")
     figures.save_html(figure, folder / f"{name}.html")
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    tracker = tracking.start(tracking.Tracking(), OUTPUT, "benchmarks", f"{name}-{stamp}", note=text)
+    tracker = stores.start(stores.Tracking(), OUTPUT, "benchmarks", f"{name}-{stamp}", note=text)
     tracker.open()
     tracker.params(told)
     tracker.metrics(dict(numbers(measured)))

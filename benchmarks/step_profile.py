@@ -18,7 +18,8 @@ import training
 from recording import PROJECT, Spread, parser, publish, ratios, spread
 from torch.profiler import ProfilerActivity, profile
 
-from harness import device, figures
+from harness import figures
+from harness.machine import device
 from harness.train import Step
 
 BATCH, WARM = 16, 3

@@ -18,7 +18,7 @@ from typing import Any
 
 from contestants import pretrained, tokenised, trainer_arguments
 
-from harness import threads
+from harness.machine import threads
 
 
 def main() -> None:

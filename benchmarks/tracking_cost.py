@@ -19,8 +19,9 @@ import torch
 import training
 from recording import bars, parser, publish, ratios, spread
 
-from harness import device, tracking
-from harness.tracker import Tracker
+from harness.machine import device
+from harness.tracking import stores
+from harness.tracking.tracker import Tracker
 from harness.train import Step
 
 STEPS, FEW, TRAINED, WARM = 500, 20, 5, 3
@@ -36,7 +37,7 @@ MUST = {IN_ALL: 0.3, AT_END: 100.0}
 
 def opened(folder: Path, name: str) -> Tracker:
     """A run of its own in a store that is ready."""
-    tracker = tracking.start(tracking.Tracking(), folder, "benchmark", name)
+    tracker = stores.start(stores.Tracking(), folder, "benchmark", name)
     assert tracker.wait_open(60)
     return tracker
 

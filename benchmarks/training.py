@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
-from harness import assembly, processes, spec, threads, train
+from harness import assembly, train
+from harness.machine import processes, threads
+from harness.specs import spec
 from harness.train import Step
 
 

@@ -7,11 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from harness import compression, data, digests, dropout, hub, notes, padding_free, registry, seeding, surgery
-from harness.data import Splits
+from harness import compression, notes, registry, seeding
+from harness.catalogue import hub
+from harness.data import dataset
+from harness.data.dataset import Splits
 from harness.errors import ModelError, SpecError
 from harness.method import Method
-from harness.schema import Spec
+from harness.models import dropout, padding_free, surgery
+from harness.signing import digests
+from harness.specs.schema import Spec
 from harness.task import Task
 
 _KNOWN = 4
@@ -86,7 +90,7 @@ def task_of(spec: Spec) -> Task:
 
 def _read(spec: Spec) -> Loaded:
     task = task_of(spec)
-    splits = data.load(spec.data, task.labelling)
+    splits = dataset.load(spec.data, task.labelling)
     tokens = task.load_data(splits, spec.model)
     return Loaded(splits, task, tokens, identify(spec))
 

@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness import changes, device, replicates, report, tracking
+from harness import replicates
 from harness.assembly import Assembled
 from harness.console import Terminal
-from harness.schema import Spec
+from harness.machine import device
+from harness.results import report
 from harness.session import Session
-from harness.tracker import Tracker
+from harness.specs import changes
+from harness.specs.schema import Spec
+from harness.tracking import stores
+from harness.tracking.tracker import Tracker
 
 _WORDS = 12
 """So many of the settings that differ from the experiment's file are shown; spec.yaml in the run's folder has all."""
@@ -53,7 +57,7 @@ def say_begin(session: Session, name: str) -> None:
             "experiment": _experiment(chosen),
             "device": machine(session),
             "folder": str(session.output / "runs" / name),
-            "MLflow": tracking.ui_command(chosen.tracking.uri, session.output),
+            "MLflow": stores.ui_command(chosen.tracking.uri, session.output),
             "Ctrl-C": f"saves and stops; it goes on with: {session.resume_command(name)}",
         }
     )
@@ -61,7 +65,7 @@ def say_begin(session: Session, name: str) -> None:
 
 def _experiment(chosen: Spec) -> str:
     """Its name, and what was set differently."""
-    if chosen.tracking.experiment == tracking.REHEARSALS:
+    if chosen.tracking.experiment == stores.REHEARSALS:
         return f"{chosen.name}, rehearsed: two steps on a few rows (--smoke)"
     return " ".join([chosen.name, *_shown(changes.given(chosen))])
 

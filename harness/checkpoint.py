@@ -29,9 +29,10 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from harness import digests, faults, provenance, storage
+from harness import faults, storage
 from harness.errors import StorageError, UnusableRun
-from harness.keys import Key
+from harness.signing import digests, provenance
+from harness.signing.keys import Key
 
 WEIGHTS = "trained.safetensors"
 ENVELOPE = "checkpoint.envelope.json"

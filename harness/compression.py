@@ -29,9 +29,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune as pruning
 
-from harness import surgery
 from harness.errors import ModelError
-from harness.schema import Compression
+from harness.models import surgery
+from harness.specs.schema import Compression
 
 MIB = 2**20
 

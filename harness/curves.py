@@ -7,7 +7,7 @@ from collections import defaultdict
 
 from harness.checkpoint import Snapshot
 from harness.metric import History
-from harness.tracker import Tracker
+from harness.tracking.tracker import Tracker
 from harness.train import Step
 
 LOG_STEPS = 50

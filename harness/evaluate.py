@@ -10,8 +10,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from harness import memory, padding_free, processes, registry
+from harness import registry
+from harness.machine import memory, processes
 from harness.metric import Metric
+from harness.models import padding_free
 from harness.predictions import Predictions
 from harness.task import Task
 

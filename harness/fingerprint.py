@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from harness import device, digests, provenance
 from harness.assembly import Loaded
 from harness.errors import UnusableRun, UserError
-from harness.keys import Key
-from harness.schema import Spec
+from harness.machine import device
+from harness.signing import digests, provenance
+from harness.signing.keys import Key
+from harness.specs.schema import Spec
 from harness.storage import PROJECT
 
 _INPUTS = ("spec.yaml", "data.json", "parameters.json", "environment.txt")

@@ -16,10 +16,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from harness import faults, memory, padding_free
+from harness import faults
 from harness.batch import FEWEST, Batch, cut, overhead_tokens
-from harness.embedding_gradients import EmbeddingGradients
-from harness.processes import Agreement, sum_over
+from harness.machine import memory
+from harness.machine.processes import Agreement, sum_over
+from harness.models import padding_free
+from harness.models.embedding_gradients import EmbeddingGradients
 from harness.task import Task
 
 

@@ -19,8 +19,16 @@ from pathlib import Path
 
 from harness.errors import StorageError
 from harness.storage import safe_name
-from harness.tracker import first_line, now
-from harness.tracking_mlflow import FoundRun, connect, every_run, safe_part, sqlite_path, tracking_uri, without_password
+from harness.tracking.mlflow_store import (
+    FoundRun,
+    connect,
+    every_run,
+    safe_part,
+    sqlite_path,
+    tracking_uri,
+    without_password,
+)
+from harness.tracking.tracker import first_line, now
 
 _STALE_SECONDS = 600.0
 """How long the lock of a run on another host must not have been touched."""

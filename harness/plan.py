@@ -7,9 +7,14 @@ from typing import Any
 
 import torch
 
-from harness import assembly, data, device, footprint, keys, report, storage, tracking
+from harness import assembly, storage
+from harness.data import dataset
+from harness.machine import device
 from harness.markdown import text_table
-from harness.schema import Spec
+from harness.results import footprint, report
+from harness.signing import keys
+from harness.specs.schema import Spec
+from harness.tracking import stores
 
 
 def make(spec: Spec) -> dict[str, Any]:
@@ -37,9 +42,9 @@ def make(spec: Spec) -> dict[str, Any]:
         "notes": notes,
         "memory_estimate_gib": footprint.estimate(assembled, spec, precision),
         "run_folder": str(output / "runs" / f"{spec.name}-s{spec.seeds[0]}-****"),
-        "tracking": tracking.ui_command(spec.tracking.uri, output),
+        "tracking": stores.ui_command(spec.tracking.uri, output),
         "signing_key": key.keyid if key else None,
-        "description": data.describe(loaded.splits),
+        "description": dataset.describe(loaded.splits),
     }
 
 

@@ -9,28 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import (
-    assembly,
-    checkpoint,
-    data,
-    device,
-    digests,
-    keys,
-    processes,
-    provenance,
-    spec,
-    storage,
-    tracking,
-)
+from harness import assembly, checkpoint, storage
 from harness.console import Terminal
-from harness.data import Example
+from harness.data import dataset
+from harness.data.dataset import Example
+from harness.data.tables import Table
 from harness.errors import DataError, SpecError, UserError, did_you_mean
 from harness.evaluate import Evaluator
-from harness.model import Model
+from harness.machine import device, processes
+from harness.models.model import Model
 from harness.predictions import Predictions
-from harness.provenance import Envelope
-from harness.schema import Spec
-from harness.tables import Table
+from harness.signing import digests, keys, provenance
+from harness.signing.provenance import Envelope
+from harness.specs import spec
+from harness.specs.schema import Spec
+from harness.tracking import stores
 
 _READ = ("spec.yaml", "data.json", "weights/trained.safetensors")
 _TOKENIZER = "weights/tokenizer"
@@ -56,7 +49,7 @@ class Predictor:
         end = signed.predicate or {}
         self.spec: Spec = spec.reload(self.folder / "spec.yaml", {})
         self.model = self._model(signed)
-        if self.spec.tracking.experiment == tracking.REHEARSALS:
+        if self.spec.tracking.experiment == stores.REHEARSALS:
             terminal.say(f"NOTE {self.folder.name} is a rehearsal (--smoke): trained for two steps on a few rows")
         base, known = end.get("baseModel", {}), assembly.identify(self.spec)
         if known.get("sha256") and base.get("sha256") and known["sha256"] != base["sha256"]:
@@ -104,7 +97,7 @@ def _find(run: str, output: Path) -> Path:
     place = Path(run)
     if not (place / "spec.yaml").is_file() and not run.startswith("models:/"):
         place = output / "runs" / storage.safe_name(run)
-    if not place.is_dir() and (found := tracking.find_run(None, output, run)):
+    if not place.is_dir() and (found := stores.find_run(None, output, run)):
         place = output / "runs" / found.name
     if not (place / "spec.yaml").is_file():
         known = [path.parent.name for path in (output / "runs").glob("*/end.envelope.json")]
@@ -147,7 +140,7 @@ def examples_of(table: Table, texts: list[str], predictor: Predictor) -> list[Ex
     answer = predictor.task.answer_columns(predictor.labels)
     if taken := [name for name in answer if name in table.columns]:
         raise DataError(f"a column is called '{taken[0]}' already", fix="rename it: the answer is written there")
-    return data.unlabelled(table, texts, predictor.task.labelling, "--column")
+    return dataset.unlabelled(table, texts, predictor.task.labelling, "--column")
 
 
 def write(table: Table, answers: list[dict[str, Any]], file: Path | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.entities import lenient, word_places
+from harness.data.entities import lenient, word_places
 
 
 class Predictions(ABC):

@@ -19,8 +19,8 @@ from rich.console import Console, ConsoleOptions
 from rich.live import Live
 from rich.text import Text
 
-from harness import device
 from harness.console import Terminal
+from harness.machine import device
 
 LOSSES = 20
 """`loss` is the mean of so many steps, those without a finite one aside."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from harness import storage
 from harness.console import Terminal
 from harness.markdown import markdown_table
-from harness.tracker import Tracker
+from harness.tracking.tracker import Tracker
 
 _COSTS = ("train/examples_per_second", "time/total_s", "memory/peak_gib")
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from harness import memory
+from harness.machine import memory
 
 Groups = list[dict[str, Any]]
 

@@ -13,33 +13,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import (
-    assembly,
-    banners,
-    checkpoint,
-    device,
-    faults,
-    judgement,
-    ledger,
-    processes,
-    provenance,
-    record,
-    registry,
-    replicates,
-    selftest,
-    storage,
-    tracking,
-)  # fmt: skip
+from harness import assembly, banners, checkpoint, faults, registry, replicates, storage
 from harness.assembly import Assembled
 from harness.checkpoint import Checkpoints, Snapshot, Unsigned
+from harness.checks import selftest
 from harness.curves import history_of, tell
 from harness.errors import StorageError
 from harness.evaluate import Evaluator
 from harness.fingerprint import Statement
+from harness.machine import device, processes
 from harness.metric import Metric
-from harness.schema import Spec
+from harness.results import judgement, record
 from harness.selection import Oversight, Selection
 from harness.session import Session, begin
+from harness.signing import ledger, provenance
+from harness.specs.schema import Spec
+from harness.tracking import stores  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,7 +63,7 @@ def run(spec: Spec, *, resume: str | None = None, insecure: bool = False, quiet:
     name = session.same_name(resume or f"{spec.name[:40]}-{part}-{os.urandom(2).hex()}")
     with session.all_processes():
         results = run_in(session, name)
-        session.terminal.say(f"\nMLflow  {tracking.ui_command(spec.tracking.uri, session.output)}")
+        session.terminal.say(f"\nMLflow  {stores.ui_command(spec.tracking.uri, session.output)}")
     return results
 
 

@@ -13,18 +13,19 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from harness import checkpoint, evaluate, interruption, processes, seeding, train
+from harness import checkpoint, evaluate, interruption, seeding, train
 from harness.assembly import Assembled
 from harness.checkpoint import Checkpoints, Snapshot
 from harness.console import Terminal
 from harness.curves import Curves
 from harness.errors import Interrupted, Stopped, StorageError, TrainingError
+from harness.machine import processes
 from harness.metric import History, Metric
 from harness.progress import Pace, ProgressLine
-from harness.schema import Spec
+from harness.specs.schema import Spec
 from harness.storage import RunLock
 from harness.task import Task
-from harness.tracker import Tracker
+from harness.tracking.tracker import Tracker
 
 SAVE_ATTEMPTS = 3
 """A run ends when so many checkpoints in a row could not be saved."""

@@ -13,14 +13,19 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from harness import assembly, changes, data, device, keys, ledger, processes, storage, tracking, train
+from harness import assembly, storage, train
 from harness.assembly import Loaded
 from harness.console import Terminal
+from harness.data import dataset
 from harness.errors import Interrupted, Stopped, TrainingError, UnusableRun, UserError
 from harness.fingerprint import Statement
-from harness.schema import Spec
+from harness.machine import device, processes
+from harness.signing import keys, ledger
+from harness.specs import changes
+from harness.specs.schema import Spec
 from harness.storage import RunLock
-from harness.tracker import Tracker
+from harness.tracking import stores
+from harness.tracking.tracker import Tracker
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Session:
         if not self.accelerator.is_main_process:
             return Tracker()
         tags = {"spec": spec.name, "methods": "+".join(spec.methods) or "full_finetune", "folder": str(folder)}
-        return tracking.start(
+        return stores.start(
             spec.tracking, self.output, spec.name, name,
             parent=parent, tags=tags | self.tags, note=changes.story(spec),
             resume=is_resumed or self.is_resumed,
@@ -169,7 +174,7 @@ def begin(spec: Spec, insecure: bool = False, *, quiet: bool = False) -> Session
     device.use_fast_matmul(terminal.say)
     known: dict[str, Loaded] = {}
     loaded = assembly.load(spec, known)
-    terminal.say(data.describe(loaded.splits))
+    terminal.say(dataset.describe(loaded.splits))
     tokens = (f"{split} {t['tokens']:,} ({t['truncated']} rows truncated)" for split, t in loaded.tokens.items())
     terminal.say(f"tokens: {', '.join(tokens)}")
     scale = accelerator.scaler.state_dict() if accelerator.scaler else {}

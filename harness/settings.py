@@ -9,7 +9,7 @@ class Settings(BaseModel):
     """Fields with types and bounds; unknown keys, wrong types, NaN and infinity are refused.
 
     Raises:
-        pydantic.ValidationError: with every error at once; `harness.spec` turns it into a `SpecError`.
+        pydantic.ValidationError: with every error at once; `harness.specs.spec` turns it into a `SpecError`.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.batch import Batch
-from harness.data import Data, Example, Splits
-from harness.labelling import Classes, Labelling
-from harness.model import Model
+from harness.data.dataset import Data, Example, Splits
+from harness.data.labelling import Classes, Labelling
+from harness.models.model import Model
 from harness.predictions import Predictions
 from harness.settings import Settings
 

@@ -14,13 +14,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from harness import faults, memory, rollback, seeding
+from harness import faults, rollback, seeding
 from harness.batch import Batch
 from harness.errors import StorageError, TrainingError
 from harness.gradients import ExactGradient, OutOfMemory
+from harness.machine import memory
+from harness.machine.processes import Agreement
 from harness.method import Backward, Method
 from harness.optim import Train, build_optimizer, build_schedule
-from harness.processes import Agreement
 from harness.task import Task
 
 

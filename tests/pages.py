@@ -8,8 +8,9 @@ from typing import Any
 
 import typer
 
-from harness import registry, schema, spec
-from harness.cli import app
+from harness import registry
+from harness.cli.commands import app
+from harness.specs import schema, spec
 from harness.storage import PROJECT
 from harness.sweeps import mistakes, space
 

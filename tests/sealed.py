@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from harness.keys import Key
-from harness.provenance import seal
+from harness.signing.keys import Key
+from harness.signing.provenance import seal
 
 FILES = ("trained.safetensors", "optimizer.safetensors", "best.safetensors", "progress.json")
 COMMON: dict[str, Any] = {

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from harness.tracker import Tracker
-from harness.tracking import Tracking, start
+from harness.tracking.stores import Tracking, start
+from harness.tracking.tracker import Tracker
 
 # MLflow's tables use an option that SQLAlchemy 2.1 is about to drop.
 QUIET = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")

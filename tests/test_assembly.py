@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness import assembly, builtin, spec
+from harness import assembly
+from harness.catalogue import builtin
+from harness.specs import spec
 
 
 def test_weights_behind_a_link_have_a_digest(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from harness import banners, spec
+from harness import banners
 from harness.console import Terminal
 from harness.run import Result
 from harness.session import Session
-from harness.tracker import Tracker
+from harness.specs import spec
+from harness.tracking.tracker import Tracker
 
 
 def session(*overrides: str, quiet: bool = False, **accelerator: Any) -> Session:

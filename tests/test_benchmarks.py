@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from harness.storage import PROJECT
-from harness.tracker import MemoryTracker
+from harness.tracking.tracker import MemoryTracker
 from tests import pages
 
 PROGRAMS = re.findall(r"benchmarks/(\w+)\.py \$\(BENCH\)", (PROJECT / "Makefile").read_text(encoding="utf-8"))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import chain
-from harness.keys import Key
+from harness.signing import chain
+from harness.signing.keys import Key
 from harness.storage import PROJECT
 from tests.stores import closed_port
 

@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from harness import checkpoint, faults, provenance, surgery
+from harness import checkpoint, faults
 from harness.checkpoint import Checkpoints, Snapshot
 from harness.errors import StorageError
-from harness.keys import Key
+from harness.models import surgery
+from harness.signing import provenance
+from harness.signing.keys import Key
 from harness.storage import PROJECT
 from tests.toys import classifier
 

@@ -12,8 +12,8 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from harness.compression import check, prunable, prune, quantise, share_of_zeros, sizes
 from harness.errors import ModelError
-from harness.schema import Compression
-from harness.surgery import role_of
+from harness.models.surgery import role_of
+from harness.specs.schema import Compression
 from tests.toys import FAMILIES, VOCABULARY, classifier, deviation, random_batch
 
 INPUTS = random_batch([7, 5, 2]).per_token

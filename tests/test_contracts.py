@@ -11,10 +11,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from harness import checkpoint, registry, spec, surgery
+from harness import checkpoint, registry
 from harness.errors import SpecError
 from harness.gradients import ExactGradient
 from harness.method import Backward, Method
+from harness.models import surgery
+from harness.specs import spec
 from tests.toys import ToyTask, classifier, deviation, random_batch
 
 NAMES = registry.names("method")

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness import spec
-from harness.command import main
-from harness.files import read_file
+from harness.cli.launching import main
+from harness.data.files import read_file
+from harness.specs import spec
 from harness.storage import PROJECT
 from tests import pages
 

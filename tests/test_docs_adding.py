@@ -46,7 +46,7 @@ def python(copy: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def harness(copy: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return python(copy, "-c", "from harness.cli import main; main()", *words)
+    return python(copy, "-c", "from harness.cli.commands import main; main()", *words)
 
 
 def test_there_is_one_file_of_each_kind() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.command import SMOKE
+from harness.cli.launching import SMOKE
 from harness.storage import PROJECT
 from tests import pages
 from tests.stores import closed_port
@@ -55,7 +55,7 @@ def serving(postgres: Postgres, port: int, artifacts: Path) -> Iterator[None]:
 
 def harness(*words: str, uri: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "MLFLOW_TRACKING_URI": uri}
-    command = [sys.executable, "-c", "from harness.cli import main; main()", *words]
+    command = [sys.executable, "-c", "from harness.cli.commands import main; main()", *words]
     return subprocess.run(
         command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=300, check=False
     )

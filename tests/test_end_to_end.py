@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import yaml
 
-from harness import data
-from harness.data import Data
-from harness.labelling import Classes
+from harness.data import dataset
+from harness.data.dataset import Data
+from harness.data.labelling import Classes
 from harness.predictions import Classified
 from harness.storage import PROJECT
 
@@ -126,7 +126,7 @@ def test_the_scores_are_those_of_the_predictions_on_the_test_documents(finished:
     with (finished.folder / "test" / "predictions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     spec = yaml.safe_load((finished.folder / "spec.yaml").read_text())["data"]
-    splits = data.load(Data(**spec), Classes())
+    splits = dataset.load(Data(**spec), Classes())
     assert [row["id"] for row in rows] == [example.id for example in splits.test.examples]
     assert [row["label"] for row in rows] == [splits.labels[example.label] for example in splits.test.examples]
     true, predicted = [row["label"] for row in rows], [row["predicted"] for row in rows]
@@ -138,7 +138,8 @@ def test_the_scores_are_those_of_the_predictions_on_the_test_documents(finished:
 
 def test_the_saved_weights_give_the_predictions_again(finished: Run) -> None:
     """Rebuilt from spec.yaml and trained.safetensors alone."""
-    from harness import assembly, checkpoint, spec
+    from harness import assembly, checkpoint
+    from harness.specs import spec
 
     chosen = spec.load("lora_adapter", ["seeds=[7]", *SHORT])
     loaded = assembly.load(chosen)

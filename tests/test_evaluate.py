@@ -12,10 +12,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from harness import evaluate, processes
-from harness import memory as memory_module
+from harness import evaluate
 from harness.errors import TrainingError
 from harness.evaluate import Evaluator
+from harness.machine import memory as memory_module
+from harness.machine import processes
 from harness.metrics.confusion_matrix import confusion_counts
 from harness.predictions import Classified
 from harness.tasks.sequence_classification import SequenceClassification

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness import faults
-from harness.command import SMOKE
+from harness.cli.launching import SMOKE
 from harness.storage import PROJECT
 
 pytestmark = pytest.mark.slow

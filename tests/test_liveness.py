@@ -15,7 +15,7 @@ import pytest
 
 from harness import liveness
 from harness.liveness import list_runs, look, reap, trainings
-from harness.tracking_mlflow import FoundRun
+from harness.tracking.mlflow_store import FoundRun
 from tests.stores import QUIET, begin, client, closed_port, run_id
 
 pytestmark = QUIET

@@ -95,7 +95,7 @@ def test_nothing_is_counted_twice_when_an_address_is_used_again() -> None:
 
 
 ERRORS = """
-from harness import memory
+from harness.machine import memory
 import numpy as np
 limit(200)
 for allocate in (lambda: torch.ones(2**28), lambda: np.ones(2**28), lambda: [0] * 2**28):

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import checkpoint, digests, ledger, storage
-from harness.keys import Key
-from harness.ledger import Entry
-from harness.provenance import resign, seal
+from harness import checkpoint, storage
+from harness.signing import digests, ledger
+from harness.signing.keys import Key
+from harness.signing.ledger import Entry
+from harness.signing.provenance import resign, seal
 
 KEY, OTHER = Key(b"k" * 32), Key(b"o" * 32)
 

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from harness import digests, storage, verification
-from harness.cli import app
+from harness import storage
+from harness.checks import verification
+from harness.cli.commands import app
 from harness.errors import HarnessError, StorageError, UserError
-from harness.keys import Key
-from harness.provenance import seal
+from harness.signing import digests
+from harness.signing.keys import Key
+from harness.signing.provenance import seal
 from harness.storage import PROJECT
-from harness.tracking_mlflow import FoundRun, safe_part
+from harness.tracking.mlflow_store import FoundRun, safe_part
 from tests.stores import QUIET
 
 pytestmark = QUIET

@@ -9,8 +9,11 @@ import pytest
 import transformers
 from accelerate import DistributedType
 
-from harness import assembly, notes, processes, spec, tokenizing
-from harness.model import Model
+from harness import assembly, notes
+from harness.machine import processes
+from harness.models import tokenizing
+from harness.models.model import Model
+from harness.specs import spec
 from harness.sweeps import crew, space
 
 

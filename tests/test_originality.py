@@ -142,7 +142,7 @@ def test_a_file_of_ours_is_not_its_own_copy_and_other_code_is_not_close(
 ) -> None:
     monkeypatch.setattr(check, "LIBRARIES", ())
     harness = check.METHODS.parent
-    others = [str(harness / name) for name in ("methods", "provenance.py", "data.py")]
+    others = [str(harness / name) for name in ("methods", "signing/provenance.py", "data/dataset.py")]
     assert check.main(["--against", *others, random.__file__, "--json"]) == 0
     assert report(capsys)["num_units_of_theirs"][random.__file__] > 5
 
@@ -217,7 +217,7 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
-from harness import surgery
+from harness.models import surgery
 from harness.methods.lora import LoRA
 model.eval(); nn.utils.clip_grad_norm_; torch.optim.SGD; peft = {"peft_type": "LORA"}
 """

@@ -10,9 +10,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from harness import memory as memory_module
 from harness.batch import Batch
 from harness.errors import TrainingError
+from harness.machine import memory as memory_module
 from harness.train import Step, Training
 from tests import address_space
 from tests.memcap import MemCap

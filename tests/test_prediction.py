@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from harness.cli import app
-from harness.command import SMOKE, main
+from harness.cli.commands import app
+from harness.cli.launching import SMOKE, main
 from harness.errors import DataError, SpecError, UserError
 from tests.stores import QUIET
 
@@ -176,7 +176,7 @@ def test_a_model_with_random_weights_is_made_again_with_the_tokenizer_of_its_run
     assert main(["exp=full_finetune", *given, f"output={tmp_path}"]) == 0
     (folder,) = (tmp_path / "runs").iterdir()
     expected = own_predictions(folder)
-    monkeypatch.setattr("harness.tokenizing.cache_folder", lambda: tmp_path / "elsewhere")
+    monkeypatch.setattr("harness.models.tokenizing.cache_folder", lambda: tmp_path / "elsewhere")
     texts = tmp_path / "texts.csv"
     with texts.open("w", newline="") as file:
         csv.writer(file).writerows([["text"], *([row["text"]] for row in expected)])

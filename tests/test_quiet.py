@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli
-from harness.command import SMOKE, main
+from harness.cli import commands
+from harness.cli.launching import SMOKE, main
 from harness.storage import PROJECT
 from tests.stores import QUIET
 
 pytestmark = QUIET
 
 ARGUMENTS = ["exp=lora", *SMOKE, "latency.measure=false"]
-RUN = "from harness.cli import main; import sys; sys.argv[0] = 'harness'; main()"
+RUN = "from harness.cli.commands import main; import sys; sys.argv[0] = 'harness'; main()"
 
 
 def launched(tiny: list[str], output: Path, *more: str) -> list[str]:
@@ -106,7 +106,7 @@ def test_debug_of_the_command_harness(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["harness", *arguments])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        commands.main()
     told = capsys.readouterr().err
     assert ended.value.code == 2 and "error: exp=nope" in told
     assert ("Traceback" in told) == ("--debug" in arguments)

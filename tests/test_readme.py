@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness import spec, yaml_source
 from harness.errors import SpecError
+from harness.specs import spec, yaml_source
 from harness.storage import PROJECT
 from harness.sweeps import space
 from tests import pages

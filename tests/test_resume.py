@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from harness import chain, faults, ledger
-from harness.command import SMOKE, main
+from harness import faults
+from harness.cli.launching import SMOKE, main
+from harness.signing import chain, ledger
 from harness.storage import RunLock
 from tests.stores import QUIET
 
@@ -151,7 +152,7 @@ def test_the_size_that_fits_is_not_searched_again(tmp_path: Path, monkeypatch: p
 
 
 def verified_scores(folder: Path) -> dict[str, float]:
-    from harness import provenance
+    from harness.signing import provenance
 
     envelope = provenance.open_envelope(folder / "end.envelope.json", [])
     assert envelope.predicate is not None

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from harness import memory as memory_module
 from harness import rollback
 from harness.errors import TrainingError
+from harness.machine import memory as memory_module
 from tests.memcap import MemCap
 
 KINDS: dict[str, dict[str, Any]] = {

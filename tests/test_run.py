@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.command import SMOKE, main
+from harness.cli.launching import SMOKE, main
 from harness.evaluate import Evaluator
 from harness.optim import build_schedule
 

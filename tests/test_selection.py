@@ -10,15 +10,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from harness import evaluate, faults, spec
+from harness import evaluate, faults
 from harness.assembly import Assembled
 from harness.console import Terminal
 from harness.errors import TrainingError
 from harness.metric import Metric
+from harness.models.surgery import ParameterCount
 from harness.predictions import Classified, Predictions
 from harness.selection import Selection
-from harness.surgery import ParameterCount
-from harness.tracker import MemoryTracker
+from harness.specs import spec
+from harness.tracking.tracker import MemoryTracker
 from tests.test_train import LENGTHS
 from tests.toys import ToyTask, classifier, random_batch
 

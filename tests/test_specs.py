@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import registry, spec, yaml_source
+from harness import registry
 from harness.errors import SpecError
+from harness.specs import spec, yaml_source
 from harness.storage import PROJECT
 
 
@@ -308,7 +309,7 @@ def test_who_starts_workers_does_not_import_first_what_they_import() -> None:
 @pytest.mark.parametrize(("arguments", "message"), ANSWERS)
 def test_help_and_mistakes_answer_without_heavy_imports(arguments: list[str], message: str) -> None:
     code = (
-        "import sys; from harness.command import main; code = main(sys.argv[1:]); "
+        "import sys; from harness.cli.launching import main; code = main(sys.argv[1:]); "
         "heavy = {'torch', 'transformers', 'mlflow', 'optuna', 'sklearn', 'scipy', 'pandas', 'plotly'}; "
         "print('heavy', sorted(heavy & set(sys.modules))); sys.exit(code)"
     )

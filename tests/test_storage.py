@@ -104,7 +104,7 @@ def test_touching_shows_that_the_owner_lives(tmp_path: Path) -> None:
 
 UNWRITABLE = """
 import sys
-from harness.command import main
+from harness.cli.launching import main
 code = main(["exp=lora", f"output={sys.argv[1]}"])
 print(code, "torch" in sys.modules)
 """

@@ -12,9 +12,10 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from harness import faults, processes, seeding, train
+from harness import faults, seeding, train
 from harness.batch import Batch
 from harness.errors import SpecError, StorageError, TrainingError
+from harness.machine import processes
 from harness.method import Backward, Method
 from harness.optim import Train, build_schedule, parameter_groups
 from tests.toys import OutOfMemoryAbove, ToyTask, classifier, deviation, random_batch

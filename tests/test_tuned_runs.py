@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from harness import registry, report
-from harness.cli import app
-from harness.command import SMOKE, main
+from harness import registry
+from harness.cli.commands import app
+from harness.cli.launching import SMOKE, main
+from harness.results import report
 from tests.stores import QUIET, client
 from tests.tasks.test_instruction_tuning import checkpoint, source
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.command import SMOKE, main
+from harness.cli.launching import SMOKE, main
 from harness.storage import PROJECT
 from tests.stores import QUIET
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from harness import builtin
+from harness.catalogue import builtin
 
 WORDS = ["good", "bad", "the screen", "was", "never", "again", "a very nice one", "terrible"]
 

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from harness import losses
 from harness.batch import Batch
-from harness.data import Example, Splits
-from harness.model import Model
+from harness.data.dataset import Example, Splits
+from harness.models.model import Model
 from harness.predictions import Classified
 from harness.task import Task
 

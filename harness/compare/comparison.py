@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness import changes, registry, significance
+from harness import registry
 from harness.compare import systems as reading
 from harness.compare import verdicts
 from harness.compare.systems import System
 from harness.errors import SpecError, did_you_mean
-from harness.pairs import Pair
+from harness.specs import changes
+from harness.statistics import significance
+from harness.statistics.pairs import Pair
 
 REFERENCE = "full_finetune"
 _ALSO = ("test/accuracy", "test/nll", "test/ece")

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import figures, significance
+from harness import figures
 from harness.compare.comparison import Comparison, measured_latency
 from harness.compare.runs import Predictions
 from harness.compare.systems import System
+from harness.statistics import significance
 
 _MOST_MATRICES = 6
 _BINS = 10

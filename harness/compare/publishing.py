@@ -6,10 +6,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import digests, storage, tracking
+from harness import storage
 from harness.compare import rendering
 from harness.compare.comparison import Comparison
-from harness.tracking import Tracking
+from harness.signing import digests
+from harness.tracking import stores
+from harness.tracking.stores import Tracking
 
 EXPERIMENT = "reports"
 """MLflow's experiment."""
@@ -45,7 +47,7 @@ def publish(
     storage.write_text(folder / "report.md", text)
     storage.write_text(folder / "comparison.json", rendering.to_json(comparisons, notes) + "\n")
     tags = {"kind": "report", "compared": title, "folder": str(folder)}
-    tracker = tracking.start(Tracking(uri=uri), output, EXPERIMENT, name, tags=tags, resume=True)
+    tracker = stores.start(Tracking(uri=uri), output, EXPERIMENT, name, tags=tags, resume=True)
     tracker.open()
     for one in comparisons:
         tracker.metrics({f"difference/{_name(pair.system)}": pair.mean for pair in one.pairs})

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from harness import changes, digests, provenance, schema, spec, yaml_source
 from harness.errors import HarnessError
-from harness.item_significance import Labels
-from harness.keys import Key
 from harness.metric import History
-from harness.significance import Floats
+from harness.signing import digests, provenance
+from harness.signing.keys import Key
+from harness.specs import changes, schema, spec, yaml_source
+from harness.statistics.item_significance import Labels
+from harness.statistics.significance import Floats
 
 _USED = ("spec.yaml", "parameters.json", "data.json", "test/predictions.csv", "learning_curves.json")
 _COLUMNS = ("label", "predicted")

@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from harness import keys, spec, tracking
 from harness.compare.runs import Entry, Predictions, Reader, Run
 from harness.errors import SpecError, did_you_mean
-from harness.tracking import REHEARSALS
+from harness.signing import keys
+from harness.specs import spec
+from harness.tracking import stores
+from harness.tracking.stores import REHEARSALS
 
 _FILTER = re.compile(r"(=|!=|<|>|\b(LIKE|ILIKE|IN|IS)\b)", re.IGNORECASE)
 
@@ -116,9 +118,9 @@ def _resolve(name: str, reader: Reader, uri: str | None) -> Iterator[Run]:
     elif (output / "runs" / name).is_dir():
         yield from reader.whole(name)
     elif _FILTER.search(name):
-        found = tracking.find_runs(uri, output, name)
+        found = stores.find_runs(uri, output, name)
         yield from _meant([one for run in found for one in reader.whole(run.name)], reader)
-    elif re.fullmatch(r"[0-9a-f]{32}", name) and (known := tracking.find_run(uri, output, name)):
+    elif re.fullmatch(r"[0-9a-f]{32}", name) and (known := stores.find_run(uri, output, name)):
         yield from reader.whole(known.name)
     else:
         places = [*(output / "runs").glob("*"), *(output / "studies").glob("*")]

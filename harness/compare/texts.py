@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from harness import footprint
 from harness.compare.comparison import Comparison, Table, measured_latency
 from harness.compare.systems import System
+from harness.results import footprint
 
 _SMALL_GIB = 4.0
 _SPEED = "train/examples_per_second"

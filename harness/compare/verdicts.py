@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from harness import pairs, significance
 from harness.compare.systems import System
-from harness.pairs import Pair, Scored
+from harness.statistics import pairs, significance
+from harness.statistics.pairs import Pair, Scored
 
 
 def against(systems: list[System], reference: System, metric: str, sign: int = 1) -> list[Pair]:

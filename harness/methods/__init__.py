@@ -1,1 +1,1 @@
-"""One file per fine-tuning method; the folder is the registry. Full fine-tuning is the empty method map."""
+"""One file per fine-tuning method; the folder is the registry."""

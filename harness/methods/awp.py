@@ -27,9 +27,10 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from harness import seeding, surgery
+from harness import seeding
 from harness.errors import ModelError, SpecError
 from harness.method import Backward, Method
+from harness.models import surgery
 from harness.optim import Train
 
 _SETTINGS = {"relative": {"gamma"}, "box": {"adv_lr", "adv_eps"}, "sam": {"rho"}}

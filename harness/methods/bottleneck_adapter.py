@@ -20,9 +20,9 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from harness import surgery
 from harness.errors import ModelError, SpecError
 from harness.method import Method
+from harness.models import surgery
 from harness.optim import Rule, Train
 
 NAME = "bottleneck_adapter"

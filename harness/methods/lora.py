@@ -23,9 +23,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness import storage, surgery
+from harness import storage
 from harness.errors import ModelError, StorageError
 from harness.method import Method
+from harness.models import surgery
 from harness.optim import Rule, Train
 
 

@@ -20,9 +20,9 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness import surgery
 from harness.errors import ModelError, SpecError
 from harness.method import Backward, Method
+from harness.models import surgery
 from harness.optim import Rule, Train
 
 _ROLES = {"head": {"head"}, "encoder": {"attention", "feed_forward"}, "all": {"attention", "feed_forward", "head"}}

@@ -32,9 +32,10 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor, nn
 
-from harness import storage, surgery
+from harness import storage
 from harness.errors import ModelError, SpecError, did_you_mean
 from harness.method import Method
+from harness.models import surgery
 from harness.optim import Train
 
 CONFIGS: dict[str, Any] = {str(kind.value): found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import heatmap
-from harness.entities import Entity, lenient
+from harness.data.entities import Entity, lenient
 from harness.metric import Metric
 from harness.predictions import Tagged
 from harness.storage import write_json

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from harness.entities import Reading, lenient, strict
+from harness.data.entities import Reading, lenient, strict
 from harness.markdown import text_table
 from harness.metric import Metric, key_suffixes
 from harness.predictions import Tagged

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from harness import assembly, checkpoint, deployment, evaluate, latency, liveness, registry, storage, tracking
+from harness import assembly, checkpoint, evaluate, latency, liveness, registry, storage
 from harness.errors import StorageError
 from harness.evaluate import Evaluator
+from harness.results import deployment
 from harness.session import Session
 from harness.sweeps import figures, report
 from harness.sweeps.facts import Facts, OnTest
@@ -21,7 +22,8 @@ from harness.sweeps.plan import Plan, trial_spec
 from harness.sweeps.study import Study
 from harness.sweeps.trials import Arm, Confirmed, TrialRecord
 from harness.sweeps.worker import drop_checkpoints, run_name
-from harness.tracker import Tracker
+from harness.tracking import stores
+from harness.tracking.tracker import Tracker
 
 _CONCLUDED = "concluded"
 """What is remembered of the study when its report is made."""
@@ -45,9 +47,7 @@ def conclude(plan: Plan, study: Study, session: Session, tracker: Tracker) -> No
     scales = {parameter.key: parameter.distribution.scale for parameter in space.parameters("search")}
     importances = study.importances()
     pages = figures.write(folder, trials, confirmed, objectives, scales, importances)
-    text = report.render(
-        facts, pages, tracking.ui_command(session.spec.tracking.uri, session.output), study.store.shown
-    )
+    text = report.render(facts, pages, stores.ui_command(session.spec.tracking.uri, session.output), study.store.shown)
     storage.write_text(folder / "report.md", text)
     storage.write_json(folder / "report.json", report.as_values(facts))
     storage.write_text(folder / "trials.csv", report.to_csv(trials))
@@ -62,7 +62,7 @@ def conclude(plan: Plan, study: Study, session: Session, tracker: Tracker) -> No
     tracker.finish()
     if tracker.problem:
         session.terminal.say(f"NOTE    {tracker.problem}")
-    session.terminal.say(f"MLflow  {tracking.ui_command(session.spec.tracking.uri, session.output)}")
+    session.terminal.say(f"MLflow  {stores.ui_command(session.spec.tracking.uri, session.output)}")
 
 
 def is_concluded(study: Study) -> bool:

@@ -17,8 +17,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness import notes, threads
+from harness import notes
 from harness.errors import TrainingError, UserError
+from harness.machine import threads
 from harness.storage import PROJECT
 from harness.sweeps.space import SearchSpace
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import pairs
-from harness.pairs import Pair, Scored
+from harness.statistics import pairs
+from harness.statistics.pairs import Pair, Scored
 from harness.sweeps.plan import Plan
 from harness.sweeps.trials import Arm, Confirmed, TrialRecord
 

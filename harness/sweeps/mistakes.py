@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from harness import composing, explaining, registry, spec
+from harness import registry
 from harness.errors import SpecError, did_you_mean
-from harness.schema import Spec
+from harness.specs import composing, explaining, spec
+from harness.specs.schema import Spec
 from harness.sweeps.distribution import Parameter, as_list
 from harness.sweeps.plan import Plan, method_of
 from harness.sweeps.space import KEYS, SearchSpace, load

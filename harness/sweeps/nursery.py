@@ -10,7 +10,7 @@ import importlib
 import os
 import signal
 
-from harness import tracking_mlflow
+from harness.tracking import mlflow_store
 
 _NEEDED = (
     "harness.run",
@@ -26,7 +26,7 @@ _NEEDED = (
 
 for _signal in (signal.SIGTERM, signal.SIGUSR1):  # sent to all of a job: the workers answer, this process outlives them
     signal.signal(_signal, signal.SIG_IGN)
-for _name, _value in tracking_mlflow.ENVIRONMENT.items():
+for _name, _value in mlflow_store.ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 for _module in _NEEDED:
     importlib.import_module(_module)

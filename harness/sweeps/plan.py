@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from harness import composing, schema, spec
-from harness.schema import Spec
+from harness.specs import composing, schema, spec
+from harness.specs.schema import Spec
 from harness.sweeps.distribution import as_list
 from harness.sweeps.space import SearchSpace
 from harness.sweeps.trials import Arm

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from harness import significance, storage
+from harness import storage
 from harness.markdown import markdown_table, text_table
+from harness.statistics import significance
 from harness.sweeps.comparison import non_dominated
 from harness.sweeps.facts import Facts, doubt, verdict
 from harness.sweeps.trials import Arm, State, TrialRecord

@@ -12,9 +12,9 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, field_validator, model_validator
 
-from harness import composing, explaining, schema, spec, yaml_source
 from harness.errors import SpecError, did_you_mean
 from harness.settings import Settings
+from harness.specs import composing, explaining, schema, spec, yaml_source
 from harness.storage import PROJECT
 from harness.sweeps.distribution import Distribution, Parameter, Space, condition_problems
 from harness.sweeps.trials import Arm

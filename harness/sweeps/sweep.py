@@ -16,16 +16,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import notes, storage, tracking
+from harness import notes, storage
 from harness.console import Terminal
 from harness.errors import Interrupted, SpecError, UserError
-from harness.schema import Spec
+from harness.specs.schema import Spec
 from harness.sweeps.crew import Crew, local_crew, ray_crew
 from harness.sweeps.plan import Plan, definition, differences, trial_spec
 from harness.sweeps.study import Study
 from harness.sweeps.view import StudyView
-from harness.tracker import Tracker
-from harness.tracking_sync import sync, sync_command, waiting
+from harness.tracking import stores
+from harness.tracking.sending import sync, sync_command, waiting
+from harness.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from harness.session import Session
@@ -118,7 +119,7 @@ def _tell_parent(study: Study, lead: Tracker) -> None:
     run_id = lead.wait_open(_PARENT_SECONDS)
     if run_id or study.recall("mlflow_run") is None:
         study.remember("mlflow_run", run_id or "")
-    from harness import device
+    from harness.machine import device
 
     lead.params(device.describe())
 
@@ -226,13 +227,11 @@ def _start_tracker(plan: Plan, study: Study, output: Path) -> Tracker:
     first = trial_spec(plan, "search", plan.first("search"), [])
     tags = {"study": plan.name, "study_id": study.identity, "kind": "study", "folder": str(study.folder)}
     is_known = not study.is_new or study.recall("mlflow_run") is not None
-    store = tracking.shown_uri(first.tracking.uri, output)
+    store = stores.shown_uri(first.tracking.uri, output)
     if study.recall("mlflow_store") != store or not study.recall("mlflow_run"):
         study.remember("mlflow_run", None)  # of another store, or none: who helps waits for this one
         study.remember("mlflow_store", store)
-    return tracking.start(
-        first.tracking, output, plan.name, plan.name, tags=tags, note=plan.space.story, resume=is_known
-    )
+    return stores.start(first.tracking, output, plan.name, plan.name, tags=tags, note=plan.space.story, resume=is_known)
 
 
 def _flat(about: dict[str, object], prefix: str = "study") -> dict[str, object]:

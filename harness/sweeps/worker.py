@@ -16,7 +16,7 @@ import traceback
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness import memory, processes, storage
+from harness import storage
 from harness.errors import (
     DataError,
     HarnessError,
@@ -31,6 +31,7 @@ from harness.errors import (
     UnusableRun,
     UserError,
 )
+from harness.machine import memory, processes
 from harness.run import Result, name_of_child, run_in
 from harness.selection import Oversight
 from harness.session import Session

@@ -11,15 +11,17 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from harness import language_modelling as lm
-from harness import losses, notes, tokenizing, writing
+from harness import losses, notes
 from harness.batch import Batch
-from harness.chunks import Chunks, Cut
-from harness.cleaning import Cleaning
-from harness.data import Data, Example, Splits
+from harness.data.dataset import Data, Example, Splits
+from harness.data.labelling import Texts
 from harness.errors import DataError
-from harness.labelling import Texts
-from harness.model import Model
+from harness.language import modelling as lm
+from harness.language import writing
+from harness.language.chunks import Chunks, Cut
+from harness.language.cleaning import Cleaning
+from harness.models import tokenizing
+from harness.models.model import Model
 from harness.predictions import Continued, Paragraph
 from harness.task import Task
 

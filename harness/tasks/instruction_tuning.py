@@ -21,15 +21,19 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from harness import completion_yardsticks, generation, hub, losses, packing, tokenizing
+from harness import losses
 from harness.batch import Batch, cut, overhead_tokens
-from harness.completions import Row, Writer, joined
-from harness.data import Data, Example, Split, Splits
+from harness.catalogue import hub
+from harness.data.dataset import Data, Example, Split, Splits
+from harness.data.labelling import Completions
 from harness.errors import ModelError
-from harness.labelling import Completions
-from harness.model import Model
+from harness.language import generation, packing
+from harness.language.completions import Row, Writer, joined
+from harness.models import tokenizing
+from harness.models.model import Model
 from harness.predictions import Completed
 from harness.task import Task
+from harness.yardsticks import completion_baselines
 
 _WHERE = "task.instruction_tuning"
 _UNTUNED_TOKENS = 512
@@ -150,7 +154,7 @@ class InstructionTuning(Task):
 
     def yardsticks(self, splits: Splits, data: Data, model: Model) -> Mapping[str, Callable[[], dict[str, float]]]:
         """The prompt copied, the completion of the most similar training prompt, the model before it is tuned."""
-        return completion_yardsticks.of_completions(
+        return completion_baselines.of_completions(
             splits, lambda example: joined(example.text, example.pair), lambda: self._untuned(splits, model)
         )
 

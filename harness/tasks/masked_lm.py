@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from harness import language_modelling as lm
-from harness import losses, masking, tokenizing
+from harness import losses
 from harness.batch import Batch
-from harness.chunks import Chunks, Cut
-from harness.cleaning import Cleaning
-from harness.data import Data, Example, Splits
-from harness.labelling import Texts
-from harness.model import Model
+from harness.data.dataset import Data, Example, Splits
+from harness.data.labelling import Texts
+from harness.language import masking
+from harness.language import modelling as lm
+from harness.language.chunks import Chunks, Cut
+from harness.language.cleaning import Cleaning
+from harness.models import tokenizing
+from harness.models.model import Model
 from harness.predictions import Likelihood
 from harness.task import Task
 

@@ -17,14 +17,18 @@ from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor, nn
 
-from harness import answer_baselines, hub, losses, spans, tokenizing
-from harness.answers import Answers
+from harness import losses
 from harness.batch import Batch, cut, overhead_tokens
-from harness.data import Data, Example, Split, Splits
+from harness.catalogue import hub
+from harness.data.dataset import Data, Example, Split, Splits
 from harness.errors import DataError, ModelError
-from harness.model import Model
+from harness.extraction import spans
+from harness.extraction.answers import Answers
+from harness.models import tokenizing
+from harness.models.model import Model
 from harness.predictions import Spans
 from harness.task import Task
+from harness.yardsticks import answer_baselines
 
 _WHERE = "task.question_answering"
 
@@ -161,7 +165,7 @@ class QuestionAnswering(Task):
 
     def _own_model(self, model: Model) -> nn.Module:
         """`builtin:transformer` with two logits for each token. Raises ModelError."""
-        from harness import transformer
+        from harness.models import transformer
 
         own = transformer.build(
             model, "token_classification", vocab_size=len(self._tokenizer), num_labels=2,

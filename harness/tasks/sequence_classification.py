@@ -11,14 +11,16 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from harness import baselines, losses, pretrained, tokenizing
+from harness import losses
 from harness.batch import Batch, cut, overhead_tokens
-from harness.data import Data, Example, Split, Splits
+from harness.data.dataset import Data, Example, Split, Splits
 from harness.errors import DataError
-from harness.model import Model
+from harness.models import pretrained, tokenizing
+from harness.models.model import Model
+from harness.models.pretrained import WithHead
 from harness.predictions import Classified
-from harness.pretrained import WithHead
 from harness.task import Task
+from harness.yardsticks import baselines
 
 _WHERE = "task.sequence_classification"
 

@@ -17,15 +17,18 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor, nn
 
-from harness import losses, notes, pretrained, tag_baselines, tokenizing, windows
+from harness import losses, notes
 from harness.batch import Batch, cut, overhead_tokens
-from harness.data import Data, Example, Split, Splits
+from harness.data.dataset import Data, Example, Split, Splits
 from harness.errors import DataError, ModelError
-from harness.model import Model
+from harness.extraction import windows
+from harness.extraction.tagging import Tags
+from harness.models import pretrained, tokenizing
+from harness.models.model import Model
+from harness.models.pretrained import WithHead
 from harness.predictions import Tagged
-from harness.pretrained import WithHead
-from harness.tagging import Tags
 from harness.task import Task
+from harness.yardsticks import tag_baselines
 
 _WHERE = "task.token_classification"
 _UNSEEN = -30.0

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from harness import provenance, spec
+from harness.signing import provenance
+from harness.specs import spec
 
 LABELS = ("bad", "good")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from harness.cli import app
+from harness.cli.commands import app
 from harness.compare.comparison import Comparison, compare
 from harness.compare.rendering import to_markdown, write_page
 from harness.errors import SpecError

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import spec
-from harness.command import SMOKE
+from harness.cli.launching import SMOKE
 from harness.compare import runs
 from harness.compare.systems import find
 from harness.errors import SpecError
-from harness.tracking import REHEARSALS, Tracking, start
+from harness.specs import spec
+from harness.tracking.stores import REHEARSALS, Tracking, start
 from tests.compare.runs import finished
 from tests.stores import QUIET
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from harness import surgery
 from harness.errors import ModelError, SpecError
 from harness.methods.bottleneck_adapter import Bottleneck, BottleneckAdapter, remove
 from harness.methods.lora import LoRA
+from harness.models import surgery
 from harness.optim import Train, parameter_groups
 from tests.test_train import SETTINGS
 from tests.toys import ALL_FAMILIES, classifier, deviation, random_batch

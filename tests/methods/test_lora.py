@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness import surgery
 from harness.errors import ModelError, StorageError
 from harness.methods.bottleneck_adapter import BottleneckAdapter
 from harness.methods.lora import (
@@ -26,6 +25,7 @@ from harness.methods.lora import (
     lora_state,
     save_lora_state,
 )
+from harness.models import surgery
 from harness.optim import Train, build_optimizer
 from tests.test_train import SETTINGS
 from tests.toys import ALL_FAMILIES, classifier, deviation, random_batch

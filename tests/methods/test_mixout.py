@@ -13,13 +13,13 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from harness import surgery
 from harness.errors import ModelError, SpecError
 from harness.gradients import ExactGradient
 from harness.methods.bottleneck_adapter import BottleneckAdapter
 from harness.methods.lora import LoRA, lora_layers
 from harness.methods.mixout import Mask, MixLinear, Mixout, keep_factor, mix
 from harness.methods.peft import Peft
+from harness.models import surgery
 from harness.optim import Rule, Train, parameter_groups
 from tests.test_train import SETTINGS
 from tests.toys import ToyTask, classifier, deviation, random_batch

@@ -12,11 +12,13 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from harness import assembly, checkpoint, spec, surgery
+from harness import assembly, checkpoint
 from harness.errors import ModelError, SpecError
 from harness.gradients import ExactGradient
 from harness.methods.lora import LoRA, lora_layers
 from harness.methods.peft import CONFIGS, PROMPTS, REFUSED, Peft, tuner_layers
+from harness.models import surgery
+from harness.specs import spec
 from tests.toys import ToyTask, classifier, deviation, random_batch
 
 pytestmark = [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.entities import lenient
+from harness.data.entities import lenient
 from harness.metrics.entity_confusion import EntityConfusion, confusion, wrong_ends
 from harness.metrics.entity_f1 import counts
 from tests.metrics.tagged import TYPES, random_tagged, tagged

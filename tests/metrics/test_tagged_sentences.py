@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness import conll
+from harness.data import conll
 from harness.metrics.tagged_sentences import TaggedSentences
 from tests.metrics.tagged import random_tagged
 

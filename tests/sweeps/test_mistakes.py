@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import spec
-from harness.command import main
+from harness.cli.launching import main
 from harness.errors import SpecError
+from harness.specs import spec
 from harness.sweeps.plan import Plan, render
 
 Make = Callable[..., Plan]

@@ -8,8 +8,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from harness import processes
 from harness.errors import LostProcess, Stopped
+from harness.machine import processes
 from harness.sweeps.study import Claim
 from harness.sweeps.worker import Worker
 from tests.sweeps.test_study import MAXIMIZE, NUMBERS, _plan

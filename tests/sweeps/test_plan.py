@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from harness import spec
-from harness.command import main
+from harness.cli.launching import main
 from harness.errors import SpecError
+from harness.specs import spec
 from harness.sweeps import space
 from harness.sweeps.mistakes import check
 from harness.sweeps.plan import Plan, definition, differences, render, trial_spec

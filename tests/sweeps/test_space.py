@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness import schema
 from harness.errors import SpecError
+from harness.specs import schema
 from harness.sweeps import space
 from harness.sweeps.distribution import Parameter
 from harness.sweeps.space import SearchSpace

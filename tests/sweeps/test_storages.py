@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.command import main
+from harness.cli.launching import main
 from harness.errors import StorageError, UserError
 from harness.sweeps import crew
 from harness.sweeps.study import Study

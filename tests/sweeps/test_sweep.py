@@ -17,16 +17,18 @@ from unittest.mock import Mock
 
 import pytest
 
-from harness import processes, spec, tracker, tracking
-from harness.command import main
+from harness.cli.launching import main
 from harness.console import Terminal
 from harness.errors import Interrupted, LostProcess, MemoryExhausted, RunInUse, TrainingError
+from harness.machine import processes
 from harness.run import run_in
 from harness.session import Session
+from harness.specs import spec
 from harness.storage import RunLock
 from harness.sweeps import conclusion, space, sweep, worker
 from harness.sweeps.plan import Plan
 from harness.sweeps.study import Study
+from harness.tracking import stores, tracker
 from harness.train import NonFinite
 from tests.stores import QUIET
 from tests.sweeps import launches
@@ -179,7 +181,7 @@ def test_a_study_killed_before_its_run_was_remembered_has_one_run(
 
     with monkeypatch.context() as killed:
         killed.setattr(Study, "remember", killed_at("mlflow_store"))
-        killed.setattr(tracking, "start", Mock(side_effect=AssertionError("a run that nobody would end")))
+        killed.setattr(stores, "start", Mock(side_effect=AssertionError("a run that nobody would end")))
         assert study(tmp_path, tiny) == 130
     with monkeypatch.context() as killed:
         killed.setattr(Study, "remember", killed_at("mlflow_run"))
@@ -297,9 +299,7 @@ def test_the_end_of_a_stopped_trial_that_had_no_time_is_sent_by_who_leads(
         assert lead
         for name, identity in (("s000-small", study.identity), ("s000-other", "another study's")):
             tags = {"study_id": identity, "arm": "search"}
-            trial: Any = tracking.start(
-                tracking.Tracking(), tmp_path, "lora", name, parent=lead.wait_open(60), tags=tags
-            )
+            trial: Any = stores.start(stores.Tracking(), tmp_path, "lora", name, parent=lead.wait_open(60), tags=tags)
             assert trial.wait_open(60)
             trial.metrics({"train/loss": 1.0}, 1)
             trial._give_up()  # as if the store had had its ten seconds

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from harness import registry
-from harness.data import Example
+from harness.data.dataset import Example
 from harness.errors import DataError, ModelError, SpecError
 from harness.losses import IGNORE
-from harness.model import Architecture, Model
+from harness.models.model import Architecture, Model
 from harness.predictions import Continued
 from harness.tasks.causal_lm import CausalLM
 from tests.tasks.language_models import SPECIAL, VOCABULARY, checkpoint, splits, text

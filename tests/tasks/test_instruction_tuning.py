@@ -13,11 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from harness import data, losses, notes, packing, padding_free
-from harness.data import Data, Example
+from harness import losses, notes
+from harness.data import dataset
+from harness.data.dataset import Data, Example
+from harness.data.labelling import Completions
 from harness.errors import DataError, ModelError
-from harness.labelling import Completions
-from harness.model import Model
+from harness.language import packing
+from harness.models import padding_free
+from harness.models.model import Model
 from harness.task import Task
 from harness.tasks.instruction_tuning import InstructionTuning
 
@@ -71,7 +74,7 @@ def checkpoint(folder: Path, *, chat: bool = True, family: str = "llama", **size
 def loaded(folder: Path, model: Model | None = None, **settings: Any) -> tuple[InstructionTuning, nn.Module]:
     folder.mkdir(exist_ok=True)
     task, model = InstructionTuning(**settings), model or checkpoint(folder)
-    task.load_data(data.load(source(folder), Completions()), model)
+    task.load_data(dataset.load(source(folder), Completions()), model)
     return task, task.load_model(model)
 
 
@@ -159,7 +162,7 @@ def test_of_validation_a_few_rows_are_generated_whoever_asks(made: Any) -> None:
 
 def test_a_long_pair_loses_its_end_and_is_counted(tmp_path: Path) -> None:
     model = checkpoint(tmp_path)
-    splits = data.load(source(tmp_path), Completions())
+    splits = dataset.load(source(tmp_path), Completions())
     whole, short = InstructionTuning(), InstructionTuning(max_length=28)
     facts = whole.load_data(splits, model)
     assert (facts["train"]["truncated"], facts["train"]["template"]) == (0, "chat")
@@ -179,18 +182,18 @@ def test_without_a_chat_template_the_plain_one_is_said(tmp_path: Path, capsys: p
     notes._told.clear()
     model = checkpoint(tmp_path, chat=False)
     task = InstructionTuning()
-    facts = task.load_data(data.load(source(tmp_path), Completions()), model)
+    facts = task.load_data(dataset.load(source(tmp_path), Completions()), model)
     assert "has no chat template: prompts are written as '### Instruction:" in capsys.readouterr().err
     row, example = task._rows["train"][0], task._splits["train"].examples[0]
     expected = f"### Instruction:\n{example.text}\n\n### Response:\n{example.label}<|eos|>"
     assert task._writer.tokenizer.decode(row.ids) == expected
     assert facts["train"]["template"] == "plain"
     with pytest.raises(ModelError, match="has no chat template"):
-        InstructionTuning(template="chat").load_data(data.load(source(tmp_path), Completions()), model)
+        InstructionTuning(template="chat").load_data(dataset.load(source(tmp_path), Completions()), model)
 
 
 def test_two_columns_are_one_prompt(made: Any) -> None:
-    from harness.completions import joined
+    from harness.language.completions import joined
 
     assert joined("do", "this") == "do\n\nthis"
     assert joined("do", None) == "do"
@@ -200,7 +203,7 @@ def test_blank_completions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("prompt,completion\n" + "a,b\n" * 5 + "c,\n")
     given = Data(name=str(tmp_path / "pairs.csv"), text="prompt", label="completion")
     with pytest.raises(DataError, match=r"pairs\.csv:7: 1 of 6 rows are incomplete\n  why: blank: 1 × completion"):
-        data.load(given, Completions())
+        dataset.load(given, Completions())
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -251,7 +254,7 @@ def test_prompts_alone_are_completed(made: Any) -> None:
 
 
 def test_yardsticks_have_scores_on_the_same_rows(tmp_path: Path) -> None:
-    model, splits = checkpoint(tmp_path), data.load(source(tmp_path), Completions())
+    model, splits = checkpoint(tmp_path), dataset.load(source(tmp_path), Completions())
     task = InstructionTuning(max_new_tokens=6)  # as `harness baselines` makes it: it has read nothing yet
     scores = {name: measured() for name, measured in task.yardsticks(splits, source(tmp_path), model).items()}
     assert list(scores) == ["prompt copied", "most similar training prompt", "the model before tuning"]

@@ -13,7 +13,7 @@ from torch import nn
 
 from harness.errors import ModelError
 from harness.losses import IGNORE
-from harness.model import Model
+from harness.models.model import Model
 from harness.tasks.masked_lm import MaskedLM
 from tests.tasks.language_models import SPECIAL, VOCABULARY, checkpoint, splits, text
 

@@ -15,13 +15,13 @@ from torch import nn
 from transformers import AutoModelForQuestionAnswering
 from typer.testing import CliRunner
 
-from harness import spans
-from harness.answers import NO_ANSWER
-from harness.cli import app
-from harness.command import SMOKE, main
-from harness.data import Example, Split, Splits
+from harness.cli.commands import app
+from harness.cli.launching import SMOKE, main
+from harness.data.dataset import Example, Split, Splits
 from harness.errors import DataError, ModelError
-from harness.model import Architecture, Model
+from harness.extraction import spans
+from harness.extraction.answers import NO_ANSWER
+from harness.models.model import Architecture, Model
 from harness.tasks.question_answering import QuestionAnswering
 from tests.stores import QUIET
 from tests.tasks.test_sequence_classification import checkpoint, tokenizer, words

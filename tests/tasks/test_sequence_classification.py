@@ -21,9 +21,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from harness.data import Example, Split, Splits
+from harness.data.dataset import Example, Split, Splits
 from harness.errors import DataError, ModelError
-from harness.model import Model
+from harness.models.model import Model
 from harness.tasks.sequence_classification import SequenceClassification
 
 LABELS = ["bad", "fair", "good"]

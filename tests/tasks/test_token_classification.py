@@ -14,11 +14,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import nn
 from transformers import AutoConfig, AutoModelForTokenClassification, PreTrainedTokenizerFast
 
-from harness import notes, pretrained
-from harness.data import Example, Split, Splits
+from harness import notes
+from harness.data.dataset import Example, Split, Splits
 from harness.errors import DataError, ModelError
 from harness.losses import IGNORE
-from harness.model import Architecture, Model
+from harness.models import pretrained
+from harness.models.model import Architecture, Model
 from harness.predictions import Tagged
 from harness.tasks.token_classification import TokenClassification
 
@@ -249,7 +250,7 @@ def test_settings_that_cannot_be(bert: Model, tmp_path: Path, monkeypatch: pytes
         task.load_model(bert)
     slow = tokenizer()
     monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", property(lambda _: False))
-    monkeypatch.setattr("harness.tokenizing.load", lambda *_: slow)
+    monkeypatch.setattr("harness.models.tokenizing.load", lambda *_: slow)
     with pytest.raises(ModelError, match=r"does not say which tokens are of which word"):
         TokenClassification().load_data(data, bert)
 

@@ -1,0 +1,1 @@
+"""What names of models and data mean: Hub ids, folders, packages of PyPI."""

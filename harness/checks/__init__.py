@@ -1,0 +1,1 @@
+"""What can be proved or looked at again: the machine, the engine, a finished run."""

@@ -1,0 +1,1 @@
+"""The command lines: of experiments and studies, and of `harness`."""

@@ -1,0 +1,1 @@
+"""Text and labels: read, split and checked."""

@@ -1,0 +1,1 @@
+"""Devices, memory, threads and processes."""

@@ -1,0 +1,1 @@
+"""Own and pretrained models, their parts by role, and layers that see real tokens only."""

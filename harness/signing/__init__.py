@@ -1,0 +1,1 @@
+"""Keys, digests and signed statements, and how they hang together."""

@@ -1,0 +1,1 @@
+"""YAML and overrides become one checked spec."""

@@ -1,0 +1,1 @@
+"""Is a difference noise? Over seeds, over items, over both."""

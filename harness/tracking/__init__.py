@@ -1,0 +1,1 @@
+"""Runs recorded in MLflow and TensorBoard beside training."""

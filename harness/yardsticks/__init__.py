@@ -1,0 +1,1 @@
+"""What a score has to beat on the same test examples."""
