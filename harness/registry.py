@@ -2,7 +2,8 @@
 
 Settings are read from a plug-in's source without importing it: its heavy libraries take seconds to import, and a
 mistake in a spec must be told at once. Therefore the field annotations of a plug-in use only builtins, `typing`,
-`pydantic` and `harness.units`; the contract tests hold every file to that.
+`pydantic` and `harness.units`; the contract tests hold every file to that. What several plug-ins share may stand in a
+class between them and the contract, in a module of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -46,17 +47,19 @@ def settings_class(kind: str, name: str) -> type[Settings]:
     Raises:
         SpecError: no such plug-in.
     """
-    check_name(kind, name)
-    tree = ast.parse((_ROOT / FOLDERS[kind] / f"{name}.py").read_text(encoding="utf-8"))
-    plugin = _plugin_class(tree, kind)
-    light = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module in _LIGHT_MODULES]
-    fields: list[ast.stmt] = [node for node in plugin.body if isinstance(node, ast.AnnAssign) and _is_public(node)]
-    plugin.bases, plugin.decorator_list = [ast.Name("Settings", ast.Load())], []
-    plugin.body = fields or [ast.Pass()]
-    module = ast.fix_missing_locations(ast.Module([*light, plugin], type_ignores=[]))
-    scope: dict[str, Any] = {"Settings": Settings, "__name__": f"harness.{FOLDERS[kind]}.{name}"}
-    exec(compile(module, f"<settings of {name}>", "exec", dont_inherit=True), scope)  # noqa: S102 - our own source, field declarations only
-    found: type[Settings] = scope[plugin.name]
+    return _settings(_plugin(kind, name), f"<settings of {name}>")
+
+
+def _settings(of: _Plugin, where: str) -> type[Settings]:
+    above = _settings(of.above, where) if of.above else Settings
+    light = [node for node in of.tree.body if isinstance(node, ast.ImportFrom) and node.module in _LIGHT_MODULES]
+    fields: list[ast.stmt] = [node for node in of.node.body if isinstance(node, ast.AnnAssign) and _is_public(node)]
+    bases: list[ast.expr] = [ast.Name("Settings", ast.Load())]
+    node = ast.ClassDef(of.node.name, bases, keywords=[], body=fields or [ast.Pass()], decorator_list=[])
+    module = ast.fix_missing_locations(ast.Module([*light, node], type_ignores=[]))
+    scope: dict[str, Any] = {"Settings": above, "__name__": of.module}
+    exec(compile(module, where, "exec", dont_inherit=True), scope)  # noqa: S102 - our own source, field declarations only
+    found: type[Settings] = scope[node.name]
     return found
 
 
@@ -72,9 +75,7 @@ class Described:
 
 def describe(kind: str, name: str) -> Described:
     """Read a plug-in's documentation without importing it. Raises SpecError if no such plug-in exists."""
-    check_name(kind, name)
-    tree = ast.parse((_ROOT / FOLDERS[kind] / f"{name}.py").read_text(encoding="utf-8"))
-    return Described(ast.get_docstring(tree) or "", describe_fields(settings_class(kind, name)))
+    return Described(ast.get_docstring(_plugin(kind, name).tree) or "", describe_fields(settings_class(kind, name)))
 
 
 def describe_fields(settings: type[Settings]) -> list[tuple[str, str, str]]:
@@ -92,8 +93,7 @@ def _said(of: type) -> dict[str, str]:
     """The texts below the fields of a class of ours."""
     if not of.__module__.startswith("harness."):
         return {}
-    tree = ast.parse(_ROOT.joinpath(*of.__module__.split(".")[1:]).with_suffix(".py").read_text(encoding="utf-8"))
-    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == of.__name__)
+    (body,) = (node.body for node in _classes(_source(of.__module__)) if node.name == of.__name__)
     return {
         node.target.id: " ".join(after.value.value.split())
         for node, after in itertools.pairwise(body)
@@ -145,9 +145,7 @@ def producer(key: str, predictions: str | None = None) -> str:
 
 def predictions_of(kind: Literal["task", "metric"], name: str) -> str:
     """The class of predictions that a task makes or a metric reads, by its name; read without importing it."""
-    check_name(kind, name)
-    tree = ast.parse((_ROOT / FOLDERS[kind] / f"{name}.py").read_text(encoding="utf-8"))
-    plugin = _plugin_class(tree, kind)
+    plugin = _plugin(kind, name).node
     if kind == "metric":
         return next(ast.unparse(base.slice) for base in plugin.bases if isinstance(base, ast.Subscript))
     (predict,) = (node for node in plugin.body if isinstance(node, ast.FunctionDef) and node.name == "predict")
@@ -161,8 +159,7 @@ def reads(metric: str, task: str) -> bool:
 
 def _is_made(wanted: str, found: str) -> bool:
     """Whether a class of predictions is the wanted one, or derives from it."""
-    tree = ast.parse((_ROOT / "predictions.py").read_text(encoding="utf-8"))
-    above = {node.name: list(map(_named, node.bases)) for node in tree.body if isinstance(node, ast.ClassDef)}
+    above = {node.name: list(map(_named, node.bases)) for node in _classes(_source("harness.predictions"))}
     made = [found]
     while made:
         if wanted in made:
@@ -179,10 +176,8 @@ def not_after(method: str) -> dict[str, str]:
 
 def plugin(kind: str, name: str) -> Any:
     """The plug-in's class, imported. Raises SpecError if no such plug-in exists."""
-    check_name(kind, name)
-    module = importlib.import_module(f"harness.{FOLDERS[kind]}.{name}")
-    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
-    return getattr(module, _plugin_class(tree, kind).name)
+    found = _plugin(kind, name)
+    return getattr(importlib.import_module(found.module), found.node.name)
 
 
 def build(kind: str, name: str, settings: Settings | dict[str, Any]) -> Any:
@@ -201,10 +196,47 @@ def _is_public(node: ast.AnnAssign) -> bool:
     return isinstance(node.target, ast.Name) and not node.target.id.startswith("_")
 
 
-def _plugin_class(tree: ast.Module, kind: str) -> ast.ClassDef:
-    base = kind.capitalize()
-    found = [
-        node for node in tree.body if isinstance(node, ast.ClassDef) and any(_named(b) == base for b in node.bases)
-    ]
-    assert len(found) == 1, f"a {kind} file holds exactly one class derived from {base}"
+class _Plugin(NamedTuple):
+    """A class that derives from a contract, as its source has it."""
+
+    module: str
+    tree: ast.Module
+    node: ast.ClassDef
+    above: _Plugin | None
+    """The class of another module between it and the contract."""
+
+
+def _plugin(kind: str, name: str) -> _Plugin:
+    """Raises SpecError: no such plug-in exists."""
+    check_name(kind, name)
+    module = f"harness.{FOLDERS[kind]}.{name}"
+    found = list(filter(None, (_derived(kind, module, node.name) for node in _classes(_source(module)))))
+    assert len(found) == 1, f"a {kind} file holds exactly one class derived from {kind.capitalize()}"
     return found[0]
+
+
+def _derived(kind: str, module: str, name: str) -> _Plugin | None:
+    """A class of a module of ours, if it derives from the contract: itself, or through a class that it imports."""
+    tree = _source(module)
+    for node in _classes(tree):
+        for base in map(_named, node.bases if node.name == name else []):
+            if base == kind.capitalize():
+                return _Plugin(module, tree, node, None)
+            if (home := _home(tree, base)) and (above := _derived(kind, home, base)):
+                return _Plugin(module, tree, node, above)
+    return None
+
+
+def _home(tree: ast.Module, name: str) -> str | None:
+    """The module of ours that a name is imported from."""
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    homes = [node.module for node in imports if any(alias.name == name for alias in node.names)]
+    return next((home for home in homes if home and home.startswith("harness.")), None)
+
+
+def _source(module: str) -> ast.Module:
+    return ast.parse(_ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py").read_text(encoding="utf-8"))
+
+
+def _classes(tree: ast.Module) -> list[ast.ClassDef]:
+    return [node for node in tree.body if isinstance(node, ast.ClassDef)]

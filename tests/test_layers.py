@@ -15,9 +15,9 @@ LAYERS = [
     ["catalogue", "checkpoint", "heatmap", "latency", "machine", "method", "tracking"],
     ["data", "liveness", "models", "progress", "replicates", "rollback"],
     ["extraction", "methods", "predictions", "specs"],
-    ["compression", "language", "metric", "task", "yardsticks"],
-    ["assembly", "evaluate", "gradients", "metrics", "tasks"],
-    ["fingerprint", "prediction", "train"],
+    ["compression", "metric", "task", "yardsticks"],
+    ["assembly", "evaluate", "gradients", "language", "metrics"],
+    ["fingerprint", "prediction", "tasks", "train"],
     ["curves", "session"],
     ["selection"],
     ["results"],
@@ -66,6 +66,7 @@ ROOMS = {
     "language": [
         ["chunks", "cleaning", "completions", "generation", "kneser_ney", "masking", "packing"],
         ["modelling", "writing"],
+        ["pretraining"],
     ],
     "machine": [
         ["threads"],

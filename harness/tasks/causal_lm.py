@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
-from pydantic import Field, PrivateAttr
-from torch import Tensor, nn
+from pydantic import Field
+from torch import nn
 
 from harness import losses, notes
 from harness.batch import Batch
 from harness.data.dataset import Data, Example, Splits
-from harness.data.labelling import Texts
 from harness.errors import DataError
 from harness.language import modelling as lm
 from harness.language import writing
-from harness.language.chunks import Chunks, Cut
-from harness.language.cleaning import Cleaning
-from harness.models import tokenizing
+from harness.language.chunks import Cut
+from harness.language.pretraining import Pretraining
 from harness.models.model import Model
 from harness.predictions import Continued, Paragraph
-from harness.task import Task
-
-_WHERE = "task.causal_lm"
 
 
-class CausalLM(Task):
+class CausalLM(Pretraining):
     """The next token; loss: cross-entropy averaged over all tokens that are predicted.
 
     A document stands between the tokenizer's tokens for its begin and end. A chunk of T tokens predicts T tokens: each
@@ -36,27 +29,8 @@ class CausalLM(Task):
     when the model is judged, and of all when it is trained.
     """
 
-    labelling = Texts()
-    headline: ClassVar[dict[str, str]] = {"perplexity": "perplexity"}
+    kind: ClassVar[Literal["masked_lm", "causal_lm"]] = "causal_lm"
 
-    chunk_length: int = Field(default=128, ge=4)
-    """Tokens that are read at once."""
-    overlap: float = Field(default=0.0, ge=0, lt=1)
-    """Share of a chunk that is the end of the one before it."""
-    across_documents: bool = False
-    """Whether a chunk may hold the end of one document and the begin of the next."""
-    mojibake: Literal["keep", "repair", "drop"] = "repair"
-    """Lines with characters that were decoded wrongly: repaired as far as that can be done, or dropped; counted."""
-    characters: Literal["all", "text"] = "text"
-    """text: letters, digits, punctuation, currency and mathematical signs of all scripts; others go, counted."""
-    script: str = "any"
-    """Such as latin: lines with too many letters of other scripts are dropped, counted."""
-    max_foreign: float = Field(default=0.3, ge=0, le=1)
-    """The largest share of a line's letters that may be of other scripts than `script`."""
-    language: str = "any"
-    """english, spanish, german or french: lines with too few of its most frequent words are dropped, counted."""
-    min_stop_words: float = Field(default=0.1, ge=0, le=1)
-    """The smallest share of them among a line's words; lines of fewer than ten words are not judged."""
     paragraphs: int = Field(default=5, ge=1)
     """So many texts of a split are written on, each time it is judged."""
     prompt_tokens: int = Field(default=16, ge=1)
@@ -69,40 +43,16 @@ class CausalLM(Task):
     """A stronger causal language model (a local folder or a Hub id) that says how coherent the paragraphs of the test
     split are; null: nobody does."""
 
-    _tokenizer: Any = PrivateAttr(None)
-    _chunks: dict[str, Chunks] = PrivateAttr(default_factory=dict)
-    _ids: dict[str, list[str]] = PrivateAttr(default_factory=dict)
-    _new_parameters: set[str] = PrivateAttr(default_factory=set)
-
-    def load_data(self, splits: Splits, model: Model) -> dict[str, Any]:
-        """Clean, tokenise and cut all splits; returns tokens, chunks, overlap and what cleaning did of each.
-
-        Raises:
-            ModelError: the tokenizer cannot be loaded, or has no token for the begin or the end of a text.
-            DataError: a split of which nothing is left.
-            SpecError: a script or language that is not known.
-        """
-        rules = self._rules()
-        self._tokenizer = tokenizing.load(model, lambda: lm.texts(splits.train.examples, rules))
-        return {
-            split.name: self._read(split.name, split.examples)
-            for split in (splits.train, splits.validation, splits.test)
-        }
-
     def load_inputs(self, examples: list[Example], labels: list[str], model: Model) -> dict[str, Any]:
         """The same of texts whose likelihood is asked for: one row each, however long it is."""
-        self._tokenizer = tokenizing.load(model)
-        facts = self._read("inputs", examples)
+        facts = super().load_inputs(examples, labels, model)
         if odd := sorted({*range(len(examples))} - {*self._chunks["inputs"].bounds[:, 0].tolist()}):
             what = f"nothing of row {examples[odd[0]].id} is left to be predicted"
-            raise DataError(what, where=_WHERE, fix="leave it out, or clean less")
+            raise DataError(what, where="task.causal_lm", fix="leave it out, or clean less")
         return facts
 
-    def _rules(self) -> Cleaning:
-        kept = self.mojibake, self.characters, self.script, self.max_foreign, self.language, self.min_stop_words
-        return lm.check_cleaning(Cleaning(*kept), _WHERE)
-
     def _read(self, name: str, examples: list[Example]) -> dict[str, Any]:
+        """The chunks of a split. Raises ModelError: the tokenizer has no token for the begin or the end of a text."""
         fix = "take a checkpoint whose tokenizer has one"
         before = lm.special(self._tokenizer, "bos_token", "cls_token", "eos_token", fix=fix, where="model.name")
         after = lm.special(self._tokenizer, "eos_token", "sep_token", fix=fix, where="model.name")
@@ -112,16 +62,6 @@ class CausalLM(Task):
         self._chunks[name] = found
         self._ids[name] = ["all"] if across else [example.id for example in examples]
         return found.facts
-
-    def load_model(self, model: Model) -> nn.Module:
-        """The model in float32. Raises ModelError: it cannot be loaded, or does not fit tokenizer or chunks."""
-        longest = max(int(chunks.lengths.max()) for chunks in self._chunks.values())
-        loaded, self._new_parameters = lm.load_model("causal_lm", model, self._tokenizer, longest, _WHERE)
-        return loaded
-
-    def head(self, model: nn.Module) -> set[str]:
-        """What the checkpoint had no values for; nothing of an own model, all of which trains."""
-        return self._new_parameters & {name for name, _ in model.named_parameters()}
 
     def answer_columns(self, labels: list[str]) -> list[str]:
         """How likely a text is: its tokens, nats per token, perplexity."""
@@ -136,10 +76,6 @@ class CausalLM(Task):
         """Chunks of a split; of `inputs`, texts."""
         return len(self._ids[split]) if split == "inputs" else len(self._chunks[split])
 
-    def train_lengths(self) -> list[int]:
-        """Tokens of each chunk."""
-        return list(map(int, self._chunks["train"].lengths))
-
     def batch(self, split: str, rows: list[int]) -> Batch:
         """labels[t] is the token after t; what an earlier chunk has predicted is no target, unless in training."""
         chunks, inputs, labels = self._chunks[split], [], []
@@ -151,15 +87,6 @@ class CausalLM(Task):
             if split != "train":
                 labels[-1][: new - first] = losses.IGNORE
         return lm.padded(inputs, labels, lm.pad_of(self._tokenizer))
-
-    def count(self, batch: Batch) -> dict[str, float]:
-        """Tokens that are predicted."""
-        return {"tokens": losses.count_targets(batch.per_token["labels"])}
-
-    def loss(self, model: nn.Module, micro: Batch, units: dict[str, float]) -> Tensor:
-        """The micro-batch's share of the batch's cross-entropy."""
-        summed = losses.cross_entropy_sum(lm.logits_of(model, micro), micro.per_token["labels"])
-        return summed / max(1.0, units["tokens"])
 
     def predict(self, model: nn.Module, split: str, rows: range, budget: int) -> Continued:
         """How likely each chunk is, and what the model writes after the prompts that are among them."""
@@ -196,18 +123,6 @@ class CausalLM(Task):
 
     def _judge(self) -> writing.Judge | None:
         if self.judge is None:
-            notes.note(f"nobody judges how coherent the paragraphs are: name a stronger model as {_WHERE}.judge")
+            notes.note("nobody judges how coherent the paragraphs are: name a stronger model as task.causal_lm.judge")
             return None
         return writing.Judge(self.judge)
-
-    def example(self, batch_size: int, length: int) -> dict[str, Tensor]:
-        """Tokens of the training texts at random, for latency. [batch_size, length]"""
-        seen = torch.from_numpy(np.unique(self._chunks["train"].tokens[:100_000]).astype(np.int64))
-        ids = seen[torch.randint(len(seen), (batch_size, length), generator=torch.Generator().manual_seed(0))]
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-    def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the tokenizer, and the model's configuration."""
-        config: Any = model.config
-        config.save_pretrained(folder)
-        self._tokenizer.save_pretrained(folder)

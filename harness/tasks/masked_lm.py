@@ -3,42 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr
-from torch import Tensor, nn
+from torch import nn
 
 from harness import losses
 from harness.batch import Batch
 from harness.data.dataset import Data, Example, Splits
-from harness.data.labelling import Texts
 from harness.language import masking
 from harness.language import modelling as lm
-from harness.language.chunks import Chunks, Cut
-from harness.language.cleaning import Cleaning
-from harness.models import tokenizing
+from harness.language.chunks import Cut
+from harness.language.pretraining import Pretraining
 from harness.models.model import Model
 from harness.predictions import Likelihood
-from harness.task import Task
 
-_WHERE = "task.masked_lm"
 _SHARE = 0.15
 """Of the tokens that are hidden when the model is judged, however it is trained."""
 
 
-class MaskedLM(Task):
+class MaskedLM(Pretraining):
     """The tokens that were hidden; loss: cross-entropy averaged over them.
 
     A chunk stands between the tokenizer's tokens for its begin and end, which are never hidden. It is always judged on
     15 % of the tokens by the dynamic rule, the same ones in every evaluation, so that ways to train can be compared.
+    Tokens for begin and end count for `chunk_length`.
     """
 
-    labelling = Texts()
-    headline: ClassVar[dict[str, str]] = {"perplexity": "perplexity"}
+    kind: ClassVar[Literal["masked_lm", "causal_lm"]] = "masked_lm"
 
     masking: Literal["dynamic", "static"] = "dynamic"
     """dynamic: each token by itself, anew in every epoch; 80 % become the mask, 10 % a random token, 10 % stay. static:
@@ -47,60 +42,14 @@ class MaskedLM(Task):
     """How likely a token (static: a chunk) is hidden; null: 0.15 (static: 0.1)."""
     mask_seed: int = Field(default=0, ge=0)
     """Draws the chunks that are hidden (static), and nothing else."""
-    chunk_length: int = Field(default=128, ge=4)
-    """Tokens that are read at once, those for begin and end among them."""
-    overlap: float = Field(default=0.0, ge=0, lt=1)
-    """Share of a chunk that is the end of the one before it."""
-    across_documents: bool = False
-    """Whether a chunk may hold the end of one document and the begin of the next."""
-    mojibake: Literal["keep", "repair", "drop"] = "repair"
-    """Lines with characters that were decoded wrongly: repaired as far as that can be done, or dropped; counted."""
-    characters: Literal["all", "text"] = "text"
-    """text: letters, digits, punctuation, currency and mathematical signs of all scripts; others go, counted."""
-    script: str = "any"
-    """Such as latin: lines with too many letters of other scripts are dropped, counted."""
-    max_foreign: float = Field(default=0.3, ge=0, le=1)
-    """The largest share of a line's letters that may be of other scripts than `script`."""
-    language: str = "any"
-    """english, spanish, german or french: lines with too few of its most frequent words are dropped, counted."""
-    min_stop_words: float = Field(default=0.1, ge=0, le=1)
-    """The smallest share of them among a line's words; lines of fewer than ten words are not judged."""
-
-    _tokenizer: Any = PrivateAttr(None)
-    _chunks: dict[str, Chunks] = PrivateAttr(default_factory=dict)
-    _ids: dict[str, list[str]] = PrivateAttr(default_factory=dict)
     _frame: tuple[list[int], list[int]] = PrivateAttr(default=([], []))
     _mask: int = PrivateAttr(0)
     _special: NDArray[np.int64] = PrivateAttr(default_factory=lambda: np.zeros(0, dtype=np.int64))
     _others: NDArray[np.int64] = PrivateAttr(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    _new_parameters: set[str] = PrivateAttr(default_factory=set)
-
-    def load_data(self, splits: Splits, model: Model) -> dict[str, Any]:
-        """Clean, tokenise and cut all splits; returns tokens, chunks, overlap and what cleaning did of each.
-
-        Raises:
-            ModelError: the tokenizer cannot be loaded, or has no token for a mask.
-            DataError: a split of which nothing is left.
-            SpecError: a script or language that is not known.
-        """
-        rules = self._rules()
-        self._open(model, lambda: lm.texts(splits.train.examples, rules))
-        return {
-            split.name: self._read(split.name, split.examples)
-            for split in (splits.train, splits.validation, splits.test)
-        }
-
-    def load_inputs(self, examples: list[Example], labels: list[str], model: Model) -> dict[str, Any]:
-        """The same of texts as the split `inputs`."""
-        self._open(model)
-        return self._read("inputs", examples)
-
-    def _rules(self) -> Cleaning:
-        kept = self.mojibake, self.characters, self.script, self.max_foreign, self.language, self.min_stop_words
-        return lm.check_cleaning(Cleaning(*kept), _WHERE)
 
     def _open(self, model: Model, texts: Callable[[], Iterator[str]] | None = None) -> None:
-        self._tokenizer = tokenizing.load(model, texts)
+        """Load the tokenizer. Raises ModelError: it has no token for a mask."""
+        super()._open(model, texts)
         fix = "take a checkpoint that was trained to guess hidden tokens, such as BERT"
         self._mask = lm.special(self._tokenizer, "mask_token", fix=fix, where="model.name")
         self._frame = self._first("cls_token_id", "bos_token_id"), self._first("sep_token_id", "eos_token_id")
@@ -120,15 +69,8 @@ class MaskedLM(Task):
         self._ids[name] = ["all"] if self.across_documents else [example.id for example in examples]
         return found.facts
 
-    def load_model(self, model: Model) -> nn.Module:
-        """The model in float32. Raises ModelError: it cannot be loaded, or does not fit tokenizer or chunks."""
-        longest = max(int(chunks.lengths.max()) for chunks in self._chunks.values()) + sum(map(len, self._frame))
-        loaded, self._new_parameters = lm.load_model("masked_lm", model, self._tokenizer, longest, _WHERE)
-        return loaded
-
-    def head(self, model: nn.Module) -> set[str]:
-        """What the checkpoint had no values for; nothing of an own model, all of which trains."""
-        return self._new_parameters & {name for name, _ in model.named_parameters()}
+    def _frame_length(self) -> int:
+        return sum(map(len, self._frame))
 
     def yardsticks(self, splits: Splits, data: Data, model: Model) -> Mapping[str, Callable[[], dict[str, float]]]:
         """A unigram model, and a trigram one with Kneser-Ney smoothing, on the same hidden tokens."""
@@ -139,14 +81,6 @@ class MaskedLM(Task):
         ]
         given = self._chunks["train"], chunks, 0, np.concatenate(hidden), len(self._tokenizer)
         return lm.yardsticks(*given, of=" from the two tokens before")
-
-    def num_rows(self, split: str) -> int:
-        """Chunks of a split."""
-        return len(self._chunks[split])
-
-    def train_lengths(self) -> list[int]:
-        """Tokens of each chunk."""
-        return list(map(int, self._chunks["train"].lengths))
 
     def batches(self, model: nn.Module, size: int, generator: torch.Generator) -> Iterator[Batch]:
         """The chunks of the training split in random order; what is hidden is drawn by the same generator."""
@@ -177,31 +111,9 @@ class MaskedLM(Task):
             return masking.static(ids, can_be_hidden, self.share or 0.1, self._mask, self.mask_seed, row)
         return masking.dynamic(ids, can_be_hidden, self.share or _SHARE, self._mask, self._others, seed, row)
 
-    def count(self, batch: Batch) -> dict[str, float]:
-        """Tokens that have to be guessed."""
-        return {"tokens": losses.count_targets(batch.per_token["labels"])}
-
-    def loss(self, model: nn.Module, micro: Batch, units: dict[str, float]) -> Tensor:
-        """The micro-batch's share of the batch's cross-entropy; 0 where nothing of the batch has to be guessed."""
-        summed = losses.cross_entropy_sum(lm.logits_of(model, micro), micro.per_token["labels"])
-        return summed / max(1.0, units["tokens"])
-
     def predict(self, model: nn.Module, split: str, rows: range, budget: int) -> Likelihood:
         """How likely the hidden tokens of each chunk are."""
-        frame = sum(map(len, self._frame))
-        lengths = (self._chunks[split].lengths[rows.start : rows.stop] + frame).tolist()
+        lengths = (self._chunks[split].lengths[rows.start : rows.stop] + self._frame_length()).tolist()
         found = lm.likelihoods(model, lengths, budget, lambda few: self.batch(split, [rows[row] for row in few]))
         bounds = self._chunks[split].bounds[rows.start : rows.stop].tolist()
         return Likelihood(*found, [{"id": self._ids[split][document], "token": at} for document, at, *_ in bounds])
-
-    def example(self, batch_size: int, length: int) -> dict[str, Tensor]:
-        """Tokens of the training texts at random, for latency. [batch_size, length]"""
-        seen = torch.from_numpy(np.unique(self._chunks["train"].tokens[:100_000]).astype(np.int64))
-        ids = seen[torch.randint(len(seen), (batch_size, length), generator=torch.Generator().manual_seed(0))]
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-    def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the tokenizer, and the model's configuration."""
-        config: Any = model.config
-        config.save_pretrained(folder)
-        self._tokenizer.save_pretrained(folder)
