@@ -80,11 +80,13 @@ def moved(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_settings_read_from_source_are_those_of_the_class(name: str) -> None:
-    light, real = registry.settings_class("method", name), registry.plugin("method", name)
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in registry.FOLDERS for name in registry.names(kind)])
+def test_settings_read_from_source_are_those_of_the_class(kind: str, name: str) -> None:
+    """Those of a class between it and the contract, too; and each is explained."""
+    light, real = registry.settings_class(kind, name), registry.plugin(kind, name)
     fields = [{k: (repr(f.annotation), f.default) for k, f in c.model_fields.items()} for c in (light, real)]
     assert fields[0] == fields[1]
+    assert all(meaning for _, _, meaning in registry.describe_fields(light))
 
 
 @pytest.mark.parametrize("names", PAIRS, ids="+".join)

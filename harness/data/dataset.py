@@ -175,8 +175,8 @@ def _rows(table: Table, data: Data, labelling: Labelling, prefix: str) -> tuple[
         texts = labelling.texts(beside, where, data.texts)
         own = labelling.label(record.get(label), beside, where, label) if label else None
         of = as_text(record.get(group), where, group) if group else labelling.group(texts)
-        cells = [*texts, *([own] if label else []), *([of] if group else [])]
-        if empty := [(name, where) for (_, name), cell in zip(wanted, cells, strict=True) if _is_blank(cell)]:
+        cells = [*zip(data.texts, texts, strict=False), (label, own), (group, of)]  # a labelling may do without a text
+        if empty := [(name, where) for name, cell in cells if name and _is_blank(cell)]:
             blank += empty
             continue
         id, ratings = (record["id"], record["ratings"]) if table.is_rated else (f"{prefix}{number}", ())

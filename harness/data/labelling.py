@@ -26,7 +26,7 @@ class Labelling(ABC):
     """Whether `data.label` names a column; if not, it is null."""
 
     def texts(self, cells: Sequence[Any], where: str, columns: Sequence[str]) -> tuple[str, ...]:
-        """The cells of the text columns as texts; one that is absent is "". Raises DataError."""
+        """The cells of the text columns as texts; one that is absent is "", or left out if it may be. Raises DataError."""
         return tuple(as_text(cell, where, column) for cell, column in zip(cells, columns, strict=True))
 
     @abstractmethod
@@ -110,6 +110,11 @@ class Classes(Labelling):
 
 class Completions(Labelling):
     """A text to be written behind each text; a label is that text, and so is its target."""
+
+    def texts(self, cells: Sequence[Any], where: str, columns: Sequence[str]) -> tuple[str, ...]:
+        """The instruction and, unless it is blank, its input. Raises DataError."""
+        first, *rest = super().texts(cells, where, columns)
+        return first, *(text for text in rest if text.strip())
 
     def label(self, cell: Any, beside: Sequence[Any], where: str, column: str) -> str:
         """Text, whatever the file says; a blank one is absent."""

@@ -14,7 +14,7 @@ from harness.sweeps.mistakes import check
 from harness.sweeps.plan import Plan, definition, differences, render, trial_spec
 
 EXPERIMENT = {"lora_rank": "lora", "mixout_p": "mixout", "awp_schedule": "awp", "peft_methods": None, "pareto": None,
-              "adapter_start": "scratch_adapters", "masking": "pretrain_mlm"}  # fmt: skip
+              "adapter_start": "scratch_adapters", "masking": "pretrain_mlm", "ner_rank": "ner_lora"}  # fmt: skip
 Make = Callable[..., Plan]
 
 

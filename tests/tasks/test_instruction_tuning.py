@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -197,6 +198,21 @@ def test_two_columns_are_one_prompt(made: Any) -> None:
 
     assert joined("do", "this") == "do\n\nthis"
     assert joined("do", None) == "do"
+
+
+def test_an_instruction_may_do_without_an_input(tmp_path: Path) -> None:
+    """As in Alpaca's rows; one without an instruction is incomplete."""
+    rows = [{"instruction": f"do {i}", "input": ["", None, " ", "it"][i % 4], "output": f"done {i}"} for i in range(40)]
+    (tmp_path / "alpaca.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = Data(name=str(tmp_path / "alpaca.jsonl"), text=["instruction", "input"], label="output")
+    splits = dataset.load(given, Completions())
+    examples = [*splits.train.examples, *splits.validation.examples, *splits.test.examples]
+    assert len(examples) == 40
+    assert {example.pair for example in examples if int(example.text.split()[1]) % 4 == 3} == {"it"}
+    assert {example.pair for example in examples if int(example.text.split()[1]) % 4 != 3} == {None}
+    (tmp_path / "alpaca.jsonl").write_text("\n".join(json.dumps({**row, "instruction": ""}) for row in rows))
+    with pytest.raises(DataError, match="blank: 40 × instruction"):
+        dataset.load(given, Completions())
 
 
 def test_blank_completions_are_refused(tmp_path: Path) -> None:
