@@ -26,7 +26,7 @@ class Labelling(ABC):
     """Whether `data.label` names a column; if not, it is null."""
 
     def texts(self, cells: Sequence[Any], where: str, columns: Sequence[str]) -> tuple[str, ...]:
-        """The cells of the text columns as texts; one that is absent is "", or left out if it may be. Raises DataError."""
+        """The cells of the text columns as texts; an absent one is "", or left out if it may be. Raises DataError."""
         return tuple(as_text(cell, where, column) for cell, column in zip(cells, columns, strict=True))
 
     @abstractmethod
