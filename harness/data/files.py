@@ -33,7 +33,7 @@ def read_file(path: Path, encoding: str = "utf-8", where: str = "data.name") -> 
         raise StorageError(f"cannot read {path}", why=str(error)) from error
     if suffix == ".parquet":
         return _read_parquet(path, content)
-    text = _decode(path, content, encoding)
+    text = _decode(path, content, encoding, "--encoding" if where == "--file" else "data.encoding")
     if not text.strip():
         raise DataError(f"{path} is empty", where=where, fix="write rows into it, or name another file")
     if suffix in conll.SUFFIXES:
@@ -44,7 +44,8 @@ def read_file(path: Path, encoding: str = "utf-8", where: str = "data.name") -> 
     return _read_csv(path, text, suffix) if suffix in (".csv", ".tsv") else _read_json(path, text, suffix == ".jsonl")
 
 
-def _decode(path: Path, content: bytes, encoding: str) -> str:
+def _decode(path: Path, content: bytes, encoding: str, setting: str) -> str:
+    """The text. Raises DataError, with what a person gives the encoding with."""
     is_marked = codecs.lookup(encoding).name == "utf-8" and content.startswith(codecs.BOM_UTF8)
     mark = len(codecs.BOM_UTF8) if is_marked else 0
     try:
@@ -52,7 +53,7 @@ def _decode(path: Path, content: bytes, encoding: str) -> str:
     except UnicodeDecodeError as error:
         line = content[mark : mark + error.start].decode(encoding, errors="replace").count("\n") + 1
         what = f"not {encoding}: byte offset {mark + error.start} is 0x{error.object[error.start]:02x}"
-        fix = "data.encoding=latin-1, or whatever the file is encoded in; or convert it to utf-8"
+        fix = f"{setting}=latin-1, or whatever the file is encoded in; or convert it to utf-8"
         raise DataError(what, where=f"{path}:{line}", why=error.reason, fix=fix) from None
 
 
