@@ -54,7 +54,12 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
 Case = tuple[Task, nn.Module]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda of: f"{of[0]} of an own model" if of[1] else of[0])
+def told(of: tuple[str, bool]) -> str:
+    """A case in the name of a test."""
+    return f"{of[0]} of an own model" if of[1] else of[0]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=told)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     name, own = request.param
     make: Callable[..., Case] = importlib.import_module(f"tests.tasks.test_{name}").case
@@ -202,7 +207,9 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # PEFT sets it for GPT-2 by itself
 @pytest.mark.parametrize(
-    ("case", "name"), [(of, name) for of in CASES for name in (["together"] if of[1] else METHODS)], indirect=["case"]
+    ("case", "name"),
+    [pytest.param(of, name, id=f"{told(of)}-{name}") for of in CASES for name in (["together"] if of[1] else METHODS)],
+    indirect=["case"],
 )
 def test_the_gradient_under_a_method_is_that_of_any_cut(case: Case, name: str) -> None:
     """And another one than without it; the weights it is taken at are afterwards what they were, bit for bit."""
