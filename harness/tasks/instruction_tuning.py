@@ -36,6 +36,7 @@ from harness.task import Task
 from harness.yardsticks import completion_baselines
 
 _WHERE = "task.instruction_tuning"
+_FIX = "take a causal language model, such as builtin:smollm2"
 _UNTUNED_TOKENS = 512
 """Padded tokens per forward of the model before tuning."""
 
@@ -69,9 +70,13 @@ class InstructionTuning(Task):
         """Tokenise all splits; returns the tokens, longest and truncated rows of each, and how many are learnt.
 
         Raises:
-            ModelError: the tokenizer cannot be loaded, has not the template, or no token that ends a text.
+            ModelError: the tokenizer cannot be loaded, has not the template, or no token that ends a text; or the
+                model has random weights.
             DataError: a prompt that leaves no room for a completion.
         """
+        if model.is_own:
+            what = f"'{model.name}' has random weights: there is no language model in them to tune"
+            raise ModelError(what, where="model.name", fix=_FIX)
         self._writer = Writer(tokenizing.load(model), self.template, model.name)
         return {split.name: self._encode(split) for split in (splits.train, splits.validation, splits.test)}
 
@@ -111,15 +116,14 @@ class InstructionTuning(Task):
                 output_loading_info=True,
                 trust_remote_code=False,
             )
-        fix = "take a causal language model, such as builtin:smollm2"
         if missing := sorted(info["missing_keys"]):
             what, why = f"'{model.name}' is no causal language model", f"without weights: {', '.join(missing[:3])}"
-            raise ModelError(what, where="model.name", why=why, fix=fix)
+            raise ModelError(what, where="model.name", why=why, fix=_FIX)
         self._known = frozenset(inspect.signature(loaded.forward).parameters)
         rows = [row for of in self._rows.values() for row in of]
         self._check_sizes(loaded, max(rows, key=lambda row: len(row.ids)), model.name)
         if generation.sees_ahead(loaded, min(rows, key=lambda row: len(row.ids)).ids):
-            raise ModelError(f"'{model.name}' sees the tokens that it is to predict", where="model.name", fix=fix)
+            raise ModelError(f"'{model.name}' sees the tokens that it is to predict", where="model.name", fix=_FIX)
         if self.packing:
             self._check_packing(loaded)
         return cast(nn.Module, loaded)

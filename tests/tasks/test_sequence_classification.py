@@ -72,16 +72,17 @@ def splits(lengths: list[int], pairs: list[int] | None = None) -> Splits:
     return Splits(train, validation, test, labels=LABELS, source="made by hand", report={})
 
 
-def prepared(folder: Path, data: Splits, **settings: Any) -> tuple[SequenceClassification, nn.Module]:
+def prepared(folder: Path | Model, data: Splits, **settings: Any) -> tuple[SequenceClassification, nn.Module]:
     """The task with this data, and a model of its own."""
+    model = folder if isinstance(folder, Model) else Model(name=str(folder), revision=None)
     task = SequenceClassification(**settings)
-    task.load_data(data, Model(name=str(folder), revision=None))
-    return task, task.load_model(Model(name=str(folder), revision=None)).eval()
+    task.load_data(data, model)
+    return task, task.load_model(model).eval()
 
 
-def case(folder: Path) -> tuple[SequenceClassification, nn.Module]:
+def case(folder: Path, own: Model | None = None) -> tuple[SequenceClassification, nn.Module]:
     """What tests/tasks/test_contract.py holds to the contract."""
-    return prepared(Path(checkpoint(folder)), splits(LENGTHS), label_smoothing=0.1, class_weights="balanced")
+    return prepared(own or Path(checkpoint(folder)), splits(LENGTHS), label_smoothing=0.1, class_weights="balanced")
 
 
 @pytest.fixture(scope="module")
