@@ -61,7 +61,7 @@ class Generation(Metric[Continued]):
             "the paragraph before. Coherence: mean log-likelihood of a token after the prompt under the judge"
         )
         missing = "" if "coherence" in shown else "; nobody judged these"
-        texts = [f"**{_line(p.prompt)}** {_line(p.text)}" for p in predictions.paragraphs]
+        texts = [_written_on(paragraph.prompt, paragraph.text) for paragraph in predictions.paragraphs]
         parts = [markdown_table(["text", *(names[key] for key in shown)], table), f"{remarks}{missing}.", *texts]
         return "\n\n".join(["## What it writes", *parts])
 
@@ -117,6 +117,12 @@ def repetition(texts: Iterable[Tokens], n: int) -> float:
 
 def _shown(value: float | None) -> str:
     return "" if value is None else f"{value:g}" if float(value).is_integer() else f"{value:.3f}"
+
+
+def _written_on(prompt: str, text: str) -> str:
+    """On one line, the prompt in bold; one that ends inside a word goes on in it."""
+    between = " " if prompt[-1:].isspace() or text[:1].isspace() else ""
+    return f"**{_line(prompt)}**{between}{_line(text)}"
 
 
 def _line(text: str) -> str:

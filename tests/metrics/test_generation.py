@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -32,6 +33,13 @@ def test_it_is_pooled() -> None:
     found = Generation().compute(continued([[1, 2, 1, 2], [3, 4, 3]]))
     assert found == {"distinct_1": 4 / 7, "distinct_2": 4 / 7, "repetition": 0}
     assert Generation().compute(continued([])) == {"distinct_1": 0, "distinct_2": 0, "repetition": 0}
+
+
+def test_a_prompt_that_ends_inside_a_word_goes_on_in_it() -> None:
+    made = continued([[1, 2]])
+    inside = dataclasses.replace(made.paragraphs[0], prompt="The centre-left gover", text="nment has\nbeen")
+    told = Generation().section(dataclasses.replace(made, paragraphs=[inside]))
+    assert "**The centre-left gover**nment has been" in told
 
 
 @pytest.mark.parametrize("judged", [None, 3.5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -119,9 +120,9 @@ def test_a_text_without_tokens_is_refused(bert: Path) -> None:
     words_only.backend_tokenizer.post_processor = processors.Sequence([])  # no frame around a text
     words_only.save_pretrained(folder)
     data = splits([2, 3])
-    data.test.examples[1] = Example("empty", "\u2003", None, 1)
+    test = dataclasses.replace(data.test, examples=[*data.test.examples, Example("empty", "\u2003", None, 1)])
     with pytest.raises(DataError, match=r"data.text: row empty of test has no tokens"):
-        SequenceClassification().load_data(data, Model(name=str(folder), revision=None))
+        SequenceClassification().load_data(dataclasses.replace(data, test=test), Model(name=str(folder), revision=None))
 
 
 def test_batches_are_padded_to_their_own_longest(bert: Path) -> None:
