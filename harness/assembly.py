@@ -17,6 +17,7 @@ from harness.models import dropout, padding_free, surgery
 from harness.signing import digests
 from harness.specs.schema import Spec
 from harness.task import Task
+from harness.tracking.stores import REHEARSALS
 
 _KNOWN = 4
 """Data sets, each as tokens for one task and model, that are kept in memory."""
@@ -116,12 +117,17 @@ def assemble(spec: Spec, loaded: Loaded, seed: int) -> Assembled:
 
 
 def rebuild(spec: Spec, task: Task, seed: int) -> Assembled:
-    """The same without what methods prepare for training: to put in what was trained. Raises as `assemble` does."""
+    """The same without what methods prepare for training: to put in what was trained. Raises as `assemble` does.
+
+    In a run with --smoke, which is over before a method that waits would begin, all of them act in every step.
+    """
     seeding.seed_everything(seed)
     model = task.load_model(spec.model)
     pretrained = sum(parameter.numel() for parameter in model.parameters())
     head_parameters = [model.get_parameter(name) for name in task.head(model)]
     methods: dict[str, Method] = {name: registry.build("method", name, s) for name, s in spec.methods.items()}
+    if spec.tracking.experiment == REHEARSALS:
+        methods = {name: method.always() for name, method in methods.items()}
     for method in methods.values():
         model = method.edit_model(model)
     compression.check(spec.compression, model)

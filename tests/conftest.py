@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,14 +12,23 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.pop("HARNESS_FAULT", None)
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # of the shell: tests would record their runs there
+
+_ROOT = Path(__file__).parent.parent
+
+
+def _stores() -> set[str]:
+    """MLflow's own default store or traces of it, where the project is and where a process works."""
+    return {path.name for place in {_ROOT, Path.cwd()} for path in place.glob("mlflow.db*")}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _nothing_is_left_in_the_environment() -> Iterator[None]:
-    """A store that one module names would be that of all runs of the modules after it."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
+def _nothing_is_left() -> Iterator[None]:
+    """A store that one module names would be that of all runs of the modules after it; each has one of its own."""
+    before, stores = os.environ.get("MLFLOW_TRACKING_URI"), _stores()
     yield
     assert os.environ.get("MLFLOW_TRACKING_URI") == before
+    assert _stores() <= stores, "a test of this module, or of one beside it, used MLflow's default store"
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from harness import assembly
 from harness.catalogue import builtin
+from harness.cli.launching import SMOKE
+from harness.errors import SpecError
 from harness.specs import spec
 
 
@@ -25,6 +29,20 @@ def test_what_trains_by_family() -> None:
     assert full.count.share == 1
     assert full.by_family == {"head": 1_155, "pretrained": full.count.total - 1_155}
     assert not full.merges
+
+
+def test_in_a_rehearsal_every_method_acts_in_every_step() -> None:
+    """Two steps are over before one that waits for the second half of an epoch, or for the second epoch, begins."""
+    late = ["methods.awp={start: 0.9, start_epoch: 2}", "train.batch_size=4"]
+    chosen = spec.load("full_finetune", [*SMOKE, *late])
+    assembled = assembly.assemble(chosen, assembly.load(chosen), 0)
+    assert "attacks 38 tensors in 2 of 2 steps" in assembled.notes["awp"]
+    real = spec.load("full_finetune", [*SMOKE, *late, "tracking.experiment=mine"])
+    with pytest.raises(SpecError, match="never active in 2 steps"):
+        assembly.assemble(real, assembly.load(real), 0)
+    never = spec.load("full_finetune", [*SMOKE, "methods.awp={start: 0.5, stop: 0.5}"])
+    with pytest.raises(SpecError, match=r"methods\.awp\.start: 0\.5 is not below stop"):
+        assembly.assemble(never, assembly.load(never), 0)
 
 
 def test_parameters_of_the_head_are_counted_once() -> None:

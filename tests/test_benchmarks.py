@@ -58,7 +58,7 @@ def test_bars_show_medians_their_ranges_and_what_must_be() -> None:
 def test_what_is_measured_is_published_in_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recording, tracker = module("recording"), MemoryTracker()
     monkeypatch.setattr(recording, "OUTPUT", tmp_path)
-    monkeypatch.setattr(recording.tracking, "start", lambda *_, **__: tracker)
+    monkeypatch.setattr(recording.stores, "start", lambda *_, **__: tracker)
     ratio = recording.Spread(2.0, 1.0, 5.0)
     measured = {"ratio": {"awp sam": ratio}, "steps": 20, "rounds": [1.0, 2.0, 5.0]}
     figure = recording.bars("Title", "unit", {"one": {"awp sam": ratio}})

@@ -17,7 +17,8 @@ from harness.gradients import ExactGradient
 from harness.method import Backward, Method
 from harness.models import surgery
 from harness.specs import spec
-from tests.toys import ToyTask, classifier, deviation, random_batch
+from tests import toys
+from tests.toys import ToyTask, classifier, deviation, moved, random_batch
 
 NAMES = registry.names("method")
 PAIRS = [[name] for name in NAMES] + [
@@ -44,17 +45,8 @@ BESIDE_PEFT = {"mixout": SMALL["mixout"] | {"layers": "head"}}  # mixout refuses
 def edited(names: list[str], dropout: float = 0.0) -> tuple[nn.Module, list[Method]]:
     """A tiny classifier under these methods, as `assembly.assemble` makes it."""
     model = classifier(dropout=dropout)
-    head = [model.get_parameter(name) for name in ToyTask().head(model)]
     settings = SMALL | BESIDE_PEFT if "peft" in names else SMALL
-    methods: list[Method] = [registry.build("method", name, settings.get(name, {})) for name in names]
-    for method in methods:
-        model = method.edit_model(model)
-    own = [chosen for method in methods if (chosen := method.trainable(model)) is not None]
-    if own:
-        surgery.freeze_except(model, surgery.names_of(model, head).union(*own))
-    for method in methods:
-        method.prepare(model, TRAIN, 1)
-    return model, methods
+    return toys.edited(model, ToyTask().head(model), {name: settings.get(name, {}) for name in names}, TRAIN)
 
 
 def declared(name: str) -> set[str]:
@@ -69,15 +61,6 @@ def wrapped(exact: Backward, model: nn.Module, methods: list[Method]) -> Backwar
         method.start_step(0)
         backward = method.wrap_backward(backward, model)
     return backward
-
-
-def moved(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(3)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            with torch.no_grad():
-                parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 5)
-    return model
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in registry.FOLDERS for name in registry.names(kind)])

@@ -189,7 +189,7 @@ def test_the_csv_and_the_experiment_on_the_page_are_read(tmp_path: Path, monkeyp
     (tmp_path / "reviews.csv").write_text(table)
     (tmp_path / "base.yaml").write_text((spec.EXPERIMENTS / "base.yaml").read_text())
     (tmp_path / "reviews.yaml").write_text(experiment)
-    assert len(read_file(tmp_path / "reviews.csv").cells) == 3
+    assert len(list(read_file(tmp_path / "reviews.csv").cells)) == 3
     monkeypatch.setattr(spec, "EXPERIMENTS", tmp_path)
     assert spec.load("reviews").data.group == "product"
 

@@ -52,7 +52,7 @@ ROOMS = {
         ["publishing"],
     ],
     "data": [
-        ["entities", "splitting", "squad_file", "tables"],
+        ["entities", "kept_texts", "splitting", "squad_file", "tables"],
         ["conll", "labelling"],
         ["files", "synthetic_entities"],
         ["builtin_tables"],

@@ -19,23 +19,38 @@ from harness.cli.launching import SMOKE, main
 from harness.signing import chain, ledger
 from harness.storage import RunLock
 from tests.stores import QUIET
+from tests.tiny import WORDS
 
 pytestmark = [pytest.mark.slow, QUIET]
 
-SHORT = [
+STEPS = [
     *SMOKE, "train.max_steps=6", "evaluation.every=2 steps", "checkpoint.every=2 steps", "latency.measure=false",
-    "metrics={f1: {}, predictions: {}}", "early_stopping.patience=null", "train.learning_rate=1e-3",
+    "early_stopping.patience=null", "train.learning_rate=1e-3", "tracking.experiment=resume",
 ]  # fmt: skip
+SHORT = [*STEPS, "metrics={f1: {}, predictions: {}}"]
 EXPERIMENT = "exp=lora_mixout_awp"
 """Dropout, masks per step, attacks in some steps: whatever is random or depends on the step."""
+OWN = [
+    "model={name: builtin:transformer, architecture: {layers: 2, d_model: 16, heads: 2, ffn: 24, vocabulary: 300}}",
+    "methods={lora: {rank: 2, dropout: 0.0}, mixout: {layers: encoder}, awp: {rule: sam, start: 0.0, every: 2}}",
+    "precision=no",  # of one process all runs have the same
+]
+"""The same in a small model with a tokenizer of its own."""
+OTHERS = {
+    "token_classification": ["exp=ner"],
+    "question_answering": ["exp=qa"],
+    "causal_lm": ["exp=pretrain_clm", "task.causal_lm={chunk_length: 16, paragraphs: 2, paragraph_tokens: 4}"],
+    "masked_lm": ["exp=pretrain_mlm", "task.masked_lm={chunk_length: 16}"],
+}
 
 
 def outcome(output: Path, seed: int = 42) -> dict[str, Any]:
-    """Digests of weights and predictions, and every point of every curve in MLflow."""
+    """Digests of weights and of what was made of the test split, and every point of every curve in MLflow."""
     (folder,) = (output / "runs").glob(f"*-s{seed}-*")
+    made = [path for path in sorted((folder / "test").iterdir()) if path.suffix in (".csv", ".conll", ".json")]
     digests = {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in ("weights/trained.safetensors", "test/predictions.csv")
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (folder / "weights/trained.safetensors", *made)
     }
     return digests | {"curves": curves(output, folder.name)}
 
@@ -67,6 +82,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert start(output) == 0
     found = outcome(output)
     assert len([row for row in found["curves"] if row[0] == "train/loss"]) == 6
+    assert "test/predictions.csv" in found
     return found
 
 
@@ -94,6 +110,24 @@ def test_a_run_that_was_asked_to_stop_goes_on(
     assert outcome(tmp_path) == uninterrupted
     assert status(tmp_path) == [("FINISHED",)]
     assert not (tmp_path / "locks").exists() or not list((tmp_path / "locks").iterdir())
+
+
+@pytest.mark.parametrize("words", OTHERS.values(), ids=OTHERS)
+def test_a_run_of_any_task_goes_on(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the middle of an epoch: the order of rows, masks of tokens, methods and a tokenizer of its own."""
+    lines = [" ".join(f"{WORDS[(i * k) % 8]} {k}" for k in range(1, 9 + i % 7)) for i in range(60)]
+    (tmp_path / "own.txt").write_text("\n\n".join(lines))
+    is_text = "pretrain" in words[0]
+    texts = [f"data={{name: {tmp_path / 'own.txt'}, label: null, validation: 0.2, test: 0.2}}"] if is_text else []
+    arguments = [*words, *OWN, *texts, *STEPS, "train.batch_size=4"]
+    assert main([*arguments, f"output={tmp_path / 'whole'}"]) == 0
+    monkeypatch.setenv(faults.VARIABLE, "step.end:term@step=3")
+    assert main([*arguments, f"output={tmp_path / 'broken'}"]) == 143
+    monkeypatch.delenv(faults.VARIABLE)
+    assert resume(tmp_path / "broken") == 0
+    found = outcome(tmp_path / "whole")
+    assert outcome(tmp_path / "broken") == found
+    assert len([row for row in found["curves"] if row[0] == "train/loss"]) == 6
 
 
 @pytest.mark.parametrize(

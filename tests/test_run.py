@@ -59,7 +59,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "not a model": (lambda d: [f"model.name={d}"], "model.name"),
     "target that matches nothing": (lambda d: ["methods.lora.target_modules=[quary]"], "did you mean 'query'"),
     "mixout beside dropout": (lambda d: ["methods.mixout.layers=encoder"], "methods.lora.dropout: mixout on a LoRA"),
-    "an attack never": (lambda d: ["methods.awp.start_epoch=9"], "methods.awp: never active in 2 steps"),
+    "an attack never": (lambda d: ["methods.awp={start: 0.5, stop: 0.5}"], "methods.awp.start: 0.5 is not below stop"),
     "an attack without effect": (lambda d: ["methods.awp={rule: sam, gamma: 0.1}"], "methods.awp.gamma: has no effect"),
     "warm-up without end": (lambda d: ["train.max_steps=null", "train.warmup_steps=500"], "its rate is never reached"),
     "rank too high": (lambda d: ["methods.lora.rank=1000"], "methods.lora.rank: rank 1000 is larger than"),

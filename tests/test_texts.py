@@ -25,7 +25,7 @@ def test_a_text_file_is_paragraphs_with_their_lines(tmp_path: Path, ends: str) -
     path = book(tmp_path, BOOK.replace("\n", ends))
     table = files.read_file(path)
     assert table.columns == ["text", "document"]
-    assert table.cells == [
+    assert list(table.cells) == [
         (f"{path}:1", {"text": "One line\nand its next.", "document": "1"}),
         (f"{path}:4", {"text": "Second paragraph.", "document": "1"}),
         (f"{path}:8", {"text": "Another document", "document": "2"}),

@@ -12,10 +12,13 @@ from pydantic import PrivateAttr
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from harness import losses
+from harness import losses, registry
 from harness.batch import Batch
 from harness.data.dataset import Example, Splits
-from harness.models.model import Model
+from harness.method import Method
+from harness.models import surgery
+from harness.models.model import Architecture, Model
+from harness.optim import Train
 from harness.predictions import Classified
 from harness.task import Task
 
@@ -52,6 +55,12 @@ _SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 FAMILIES = ("bert", "roberta", "electra", "distilbert")
 ALL_FAMILIES = tuple(_SIZES)
+OWN = Model(
+    name="builtin:transformer",
+    revision=None,
+    architecture=Architecture(layers=2, d_model=16, heads=2, ffn=24, vocabulary=280, max_length=64),
+)
+"""`builtin:transformer`, as small as the others."""
 
 
 def classifier(family: str = "bert", dropout: float = 0.0, labels: int = 3) -> nn.Module:
@@ -93,6 +102,32 @@ def language_batch(lengths: list[int], seed: int = 0) -> Batch:
     for row, length in enumerate(lengths):
         labels[row, length // 2 : length - 1] = ids[row, length // 2 + 1 : length]
     return Batch(batch.lengths, {**batch.per_token, "labels": labels}, {})
+
+
+def edited(
+    model: nn.Module, head: set[str], methods: dict[str, dict[str, Any]], train: Train
+) -> tuple[nn.Module, list[Method]]:
+    """This model under these methods, as `assembly.assemble` makes it; `head`: names of the head's parameters."""
+    parameters = [model.get_parameter(name) for name in head]
+    built: list[Method] = [registry.build("method", name, settings) for name, settings in methods.items()]
+    for method in built:
+        model = method.edit_model(model)
+    own = [chosen for method in built if (chosen := method.trainable(model)) is not None]
+    if own:
+        surgery.freeze_except(model, surgery.names_of(model, parameters).union(*own))
+    for method in built:
+        method.prepare(model, train, 1)
+    return model, built
+
+
+def moved(model: nn.Module) -> nn.Module:
+    """The same model with everything that trains some way from where it was."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            with torch.no_grad():
+                parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 5)
+    return model
 
 
 def deviation(found: Tensor, expected: Tensor) -> float:
@@ -200,10 +235,10 @@ class TokenTagger(nn.Module):
 class OutOfMemoryAbove:
     """Raises torch's own error in the backward of a weight while a micro-batch has more tokens than a limit."""
 
-    def __init__(self, model: nn.Module, limit: int) -> None:
+    def __init__(self, model: nn.Module, limit: int, weight: str = "classifier.weight") -> None:
         self.tokens = 0
         model.register_forward_pre_hook(self.see, with_kwargs=True)
-        model.get_parameter("classifier.weight").register_hook(self.fail)
+        model.get_parameter(weight).register_hook(self.fail)
         self.limit = limit
 
     def see(self, module: nn.Module, args: Any, kwargs: dict[str, Tensor]) -> None:

@@ -22,7 +22,7 @@ from harness import assembly, checkpoint, registry
 from harness.assembly import Assembled, Loaded
 from harness.batch import Batch
 from harness.checks.findings import Finding, judged, largest
-from harness.data.dataset import Example, Split, Splits
+from harness.data.dataset import Split, Splits
 from harness.method import Method
 from harness.models import surgery
 from harness.specs.schema import Spec
@@ -160,19 +160,20 @@ def _norm(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 
 def _few(split: Split) -> Split:
     """About `ROWS` rows with texts of different lengths up to the median, every class among them."""
-    by_label: dict[int, list[Example]] = {}
-    for example in sorted(split.examples, key=lambda example: len(example.text) + len(example.pair or "")):
-        by_label.setdefault(example.label if isinstance(example.label, int) else 0, []).append(example)
+    by_label: dict[int, list[int]] = {}
+    sizes = ((len(example.text) + len(example.pair or ""), example.label) for example in split.examples)
+    for _, index, label in sorted((size, index, label) for index, (size, label) in enumerate(sizes)):
+        by_label.setdefault(label if isinstance(label, int) else 0, []).append(index)
     each = max(1, ROWS // len(by_label))
-    kept = [example for examples in by_label.values() for example in _spread(examples[: -(-len(examples) // 2)], each)]
-    return dataclasses.replace(split, examples=kept)
+    kept = [row for rows in by_label.values() for row in _spread(rows[: -(-len(rows) // 2)], each)]
+    return dataclasses.replace(split, examples=[split.examples[row] for row in kept])
 
 
-def _spread(examples: list[Example], number: int) -> list[Example]:
+def _spread(rows: list[int], number: int) -> list[int]:
     """So many of them, or all, at even distances."""
-    if len(examples) <= number:
-        return examples
-    return [examples[i * (len(examples) - 1) // max(1, number - 1)] for i in range(number)]
+    if len(rows) <= number:
+        return rows
+    return [rows[i * (len(rows) - 1) // max(1, number - 1)] for i in range(number)]
 
 
 def _shorten(spec: Spec, rows: int) -> Spec:

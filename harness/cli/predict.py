@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import json
 import sys
@@ -89,6 +90,7 @@ def predict(
         predictor = prediction.Predictor(run, folder_of_runs(output), Terminal())
         names = column or predictor.texts
         table = files.read_file(file, encoding, where="--file") if file else _typed(texts or [], names)
+        table = dataclasses.replace(table, cells=list(table.cells))  # the file may change before the answers are there
         answers = predictor.predict(prediction.examples_of(table, names, predictor)).answers()
     if as_json:
         rows = [{**record, **answer} for (_, record), answer in zip(table.cells, answers, strict=True)]

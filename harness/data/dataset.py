@@ -10,14 +10,16 @@ import hashlib
 import json
 import statistics
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from harness.data.kept_texts import Made, TextFile
 from harness.data.labelling import Labelling, as_text
 from harness.data.sources import Name, Source, find_parts
-from harness.data.splitting import SPLITS, Row, carve, check_has_rows, limited
+from harness.data.splitting import SPLITS, Row, carve, check_has_rows, limited, marks
 from harness.data.tables import Parts, Table
 from harness.errors import DataError, did_you_mean
 from harness.markdown import text_table
@@ -71,7 +73,8 @@ class Split:
     """Examples in the order of the source; `digest` is `sha256:<hex>` over their content, labels by name."""
 
     name: str
-    examples: list[Example]
+    examples: Sequence[Example]
+    """Without labels they are made each time they are asked for, of texts in a temporary file."""
     digest: str
 
 
@@ -99,7 +102,7 @@ def load(data: Data, labelling: Labelling) -> Splits:
 
     Raises:
         DataError: the source cannot be found or read, or what it holds cannot be trained and judged on.
-        StorageError: a file cannot be opened, or a built-in cannot be kept.
+        StorageError: a file cannot be opened, or a built-in or the texts cannot be kept.
     """
     parts = find_parts(data, [name for name in (data.validation, data.test) if isinstance(name, str)])
     taken = {"train": "train", **_own_splits(data, parts)}
@@ -158,7 +161,7 @@ def _own_splits(data: Data, parts: Parts) -> dict[str, str]:
 
 
 def _rows(table: Table, data: Data, labelling: Labelling, prefix: str) -> tuple[list[Row], int]:
-    """The complete rows, and how many are not."""
+    """The complete rows, and how many are not; without labels the texts are in a file, in any amount."""
     group, label = data.group or ("document" if table.is_rated else None), _label_column(data, labelling)
     named = (*(("data.text", name) for name in data.texts), ("data.label", label), ("data.group", group))
     wanted = [(where, name) for where, name in named if name]
@@ -169,6 +172,7 @@ def _rows(table: Table, data: Data, labelling: Labelling, prefix: str) -> tuple[
             raise DataError(f"no column is called '{name}'", where=where, why=why, fix=fix)
     rows: list[Row] = []
     blank: list[tuple[str, str]] = []
+    file, number = None if labelling.has_labels else TextFile(), 0
     for number, (where, record) in enumerate(table.cells, 1):
         beside = [record.get(name) for name in data.texts]
         texts = labelling.texts(beside, where, data.texts)
@@ -179,12 +183,13 @@ def _rows(table: Table, data: Data, labelling: Labelling, prefix: str) -> tuple[
             blank += empty
             continue
         id, ratings = (record["id"], record["ratings"]) if table.is_rated else (f"{prefix}{number}", ())
-        rows.append(Row(id, texts, own, labelling.stratum(own), of, ratings))
-    missing = len(table.cells) - len(rows)
+        kept = file.keep(texts) if file else texts
+        rows.append(Row(id, kept, marks(texts), own, labelling.stratum(own), of, ratings))
+    missing = number - len(rows)
     if missing and data.missing == "error":
         counts = ", ".join(f"{count} × {name}" for name, count in Counter(name for name, _ in blank).items())
         why, fix = f"blank: {counts}", "fill them, or leave these rows out with data.missing=drop"
-        raise DataError(f"{missing} of {len(table.cells)} rows are incomplete", where=blank[0][1], why=why, fix=fix)
+        raise DataError(f"{missing} of {number} rows are incomplete", where=blank[0][1], why=why, fix=fix)
     return rows, missing
 
 
@@ -243,20 +248,21 @@ def _report(
     rows: dict[str, list[Row]], labelling: Labelling, labels: list[str], dropped: dict[str, int]
 ) -> dict[str, Any]:
     """Facts per split; dropped rows count where they were read, before a share was taken from train."""
-    exact, normal = {row.texts for row in rows["train"]}, {row.normalised for row in rows["train"]}
+    exact, normal = {row.marks.exact for row in rows["train"]}, {row.marks.normalised for row in rows["train"]}
     facts: dict[str, Any] = {}
     for name in SPLITS:
         split = rows[name]
         counts = Counter(label for row in split for label in labelling.counted(row.label))
-        lengths = [sum(map(len, row.texts)) for row in split]
-        in_train = [row for row in split if name != "train" and row.normalised in normal]
-        distinct = {"exact": len({row.texts for row in split}), "normalised": len({row.normalised for row in split})}
+        own = [row.marks for row in split]
+        lengths = [mark.characters for mark in own]
+        in_train = [mark for mark in own if name != "train" and mark.normalised in normal]
+        distinct = {"exact": len({mark.exact for mark in own}), "normalised": len({mark.normalised for mark in own})}
         facts[name] = {
             "rows": len(split),
             "labels": {label: counts[label] for label in labels},
             "dropped": dropped.get(name, 0),
             "duplicates": {kind: len(split) - count for kind, count in distinct.items()},
-            "in_train": {"exact": sum(row.texts in exact for row in in_train), "normalised": len(in_train)},
+            "in_train": {"exact": sum(mark.exact in exact for mark in in_train), "normalised": len(in_train)},
             "characters": {"p50": statistics.median_low(lengths), "max": max(lengths)},
         }
     return {"rows": sum(map(len, rows.values())), "dropped": sum(dropped.values()), "splits": facts}
@@ -278,11 +284,15 @@ def _notes(validation: dict[str, Any], allowed: float) -> list[str]:
     return [f"NOTE {repeated} of {total} validation texts also stand in train: what it chooses has seen them"]
 
 
+def _example(id: str, texts: Iterable[str], label: Any, ratings: tuple[int, ...]) -> Example:
+    text, *other = texts
+    return Example(id, text, other[0] if other else None, label, ratings)
+
+
 def _split(name: str, rows: list[Row], labelling: Labelling, labels: list[str]) -> Split:
-    examples, digest = [], hashlib.sha256()
-    for row in rows:
-        text, pair = row.texts[0], row.texts[1] if len(row.texts) > 1 else None
-        examples.append(Example(row.id, text, pair, labelling.target(row.label, labels), row.ratings))
-        content = json.dumps([row.id, text, pair, row.label, row.ratings], ensure_ascii=False, separators=(",", ":"))
-        digest.update(f"{content}\n".encode())
-    return Split(name, examples, f"sha256:{digest.hexdigest()}")
+    parts = [(row.id, row.texts, labelling.target(row.label, labels), row.ratings) for row in rows]
+    examples, digest = Made(_example, list[tuple[Any, ...]](parts)), hashlib.sha256()
+    for row, made in zip(rows, examples, strict=True):
+        content = [made.id, made.text, made.pair, row.label, made.ratings]
+        digest.update(f"{json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n".encode())
+    return Split(name, list(examples) if labelling.has_labels else examples, f"sha256:{digest.hexdigest()}")

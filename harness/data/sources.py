@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -14,7 +15,7 @@ from harness.data.builtin_tables import RATED_LABELS
 from harness.data.files import SUFFIXES, name_tags, read_file
 from harness.data.splitting import SPLITS
 from harness.data.synthetic_entities import Sentences
-from harness.data.tables import Parts, Table
+from harness.data.tables import Anew, Cells, Parts, Table
 from harness.errors import DataError, did_you_mean
 from harness.settings import Settings
 
@@ -184,11 +185,14 @@ def _hub_table(part: Any, source: Source) -> Table:
     feature = part.features.get(source.label)
     names: list[str] | None = getattr(feature, "names", None)
     listed: list[str] | None = getattr(getattr(feature, "feature", None), "names", None)
-    cells = []
-    for number, row in enumerate(part.select_columns(wanted), 1):
-        if names and row[source.label] is not None:
-            row[source.label] = names[row[source.label]] if row[source.label] >= 0 else None
-        cells.append((f"{source.name}, row {number}", row))
+
+    def rows() -> Iterator[Cells]:
+        for number, row in enumerate(part.select_columns(wanted), 1):
+            if names and row[source.label] is not None:
+                row[source.label] = names[row[source.label]] if row[source.label] >= 0 else None
+            yield f"{source.name}, row {number}", row
+
     if source.label and listed:
-        return Table(part.column_names, *name_tags(cells, {source.label: listed}))
-    return Table(part.column_names, cells, names)
+        tagged = {source.label: listed}
+        return Table(part.column_names, Anew(lambda: name_tags(rows(), tagged)), listed)
+    return Table(part.column_names, Anew(rows), names)

@@ -4,22 +4,52 @@ from __future__ import annotations
 
 import random
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from hashlib import blake2b
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from harness.errors import DataError
 
 SPLITS = ("train", "validation", "test")
+_BEGIN = 32
+"""Characters of a normalised text that stay in memory: most texts are told apart by them."""
 
 
-@dataclass(frozen=True)
+class Marks(NamedTuple):
+    """What texts are told apart by: so much memory however long they are."""
+
+    exact: bytes
+    """Digest of the texts."""
+    normalised: bytes
+    """The same of the texts as duplicates are counted."""
+    begin: str
+    """Of the texts as duplicates are counted."""
+    characters: int
+
+
+def marks(texts: Sequence[str]) -> Marks:
+    """Those of a row's texts."""
+    normal = normalised(texts)
+    exact, same = (blake2b(text.encode(), digest_size=16).digest() for text in ("\0".join(texts), normal))
+    return Marks(exact, same, normal[:_BEGIN], sum(map(len, texts)))
+
+
+def normalised(texts: Iterable[str]) -> str:
+    """As duplicates are counted: compatibility forms, case and spacing do not matter."""
+    return "\0".join(" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in texts)
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """A complete row."""
 
     id: str
-    texts: tuple[str, ...]
+    texts: Iterable[str]
+    """In memory, or read again each time."""
+    marks: Marks
     label: Any
     """As `labelling.py` reads it; None where there are no labels."""
     stratum: str
@@ -28,15 +58,16 @@ class Row:
     """Empty where rows are on their own."""
     ratings: tuple[int, ...]
 
-    @cached_property
-    def normalised(self) -> str:
-        """The text as duplicates are counted: compatibility forms, case and spacing do not matter."""
-        return "\0".join(" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in self.texts)
-
     @property
-    def unit(self) -> str:
+    def unit(self) -> str | bytes:
         """What may not be divided: rows with the same unit stay in one split."""
-        return self.group or self.normalised
+        return self.group or self.marks.normalised
+
+    def part(self, begin: int, end: int) -> str:
+        """Some characters of what units are ordered by: the group, or the normalised text."""
+        if self.group:
+            return self.group[begin:end]
+        return (self.marks.begin if end <= _BEGIN else normalised(self.texts))[begin:end]
 
 
 def carve(rows: list[Row], shares: dict[str, float], seed: int) -> dict[str, list[Row]]:
@@ -46,11 +77,11 @@ def carve(rows: list[Row], shares: dict[str, float], seed: int) -> dict[str, lis
     Groups are shuffled as a whole, single rows within each stratum. A group goes to the first split that it brings
     nearer to its share.
     """
-    units: dict[str, list[Row]] = {}
+    units: dict[str | bytes, list[Row]] = {}
     for row in rows:
         units.setdefault(row.unit, []).append(row)
-    strata: dict[str, list[str]] = {}
-    for key in sorted(units):
+    strata: dict[str, list[str | bytes]] = {}
+    for key in (row.unit for row in _ordered([of[0] for of in units.values()])):
         strata.setdefault(min("" if row.group else row.stratum for row in units[key]), []).append(key)
     side, draw = {}, random.Random(seed)
     for _, keys in sorted(strata.items()):
@@ -61,6 +92,14 @@ def carve(rows: list[Row], shares: dict[str, float], seed: int) -> dict[str, lis
             if side[key] != "train":
                 room[side[key]] -= len(units[key])
     return {name: [r for r in rows if side[r.unit] == name] for name in ("train", *shares)}
+
+
+def _ordered(rows: list[Row], begin: int = 0, end: int = _BEGIN) -> Iterator[Row]:
+    """In the order of their groups or normalised texts; of texts, only as much is in memory as rows have in common."""
+    parts = sorted((row.part(begin, end), index) for index, row in enumerate(rows))
+    for part, tied in groupby(parts, key=itemgetter(0)):
+        same = [rows[index] for _, index in tied]
+        yield from _ordered(same, end, 2 * end) if part and len(same) > 1 else same
 
 
 def limited(rows: list[Row], limit: int, seed: int, split: str) -> list[Row]:

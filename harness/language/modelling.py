@@ -64,8 +64,9 @@ def texts(examples: Iterable[Example], rules: Cleaning) -> Iterator[str]:
 
 
 def read(
-    name: str, examples: list[Example], tokenizer: Any, rules: Cleaning, how: Cut, before: list[int], after: list[int]
-) -> Chunks:
+    name: str, examples: Sequence[Example], tokenizer: Any, rules: Cleaning, how: Cut, before: list[int],
+    after: list[int],
+) -> Chunks:  # fmt: skip
     """A split, cleaned, as tokens, each document between these tokens, cut: from the cache, or written there.
 
     Tells what cleaning did. Its facts are those of `load_data`.

@@ -6,7 +6,7 @@ Legend: B chunks, T tokens, V tokens of the vocabulary.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -88,7 +88,7 @@ class Pretraining(Task):
         self._tokenizer = tokenizing.load(model, texts)
 
     @abstractmethod
-    def _read(self, name: str, examples: list[Example]) -> dict[str, Any]:
+    def _read(self, name: str, examples: Sequence[Example]) -> dict[str, Any]:
         """The chunks of a split, under its name; returns what `load_data` does."""
 
     def _rules(self) -> Cleaning:

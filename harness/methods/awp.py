@@ -125,7 +125,8 @@ class AWP(Method):
         return self.model_copy(update=dict.fromkeys(_SETTINGS[self.rule], 0.0))
 
     def always(self) -> AWP:
-        """An attack in every step."""
+        """An attack in every step. Raises SpecError for a schedule without steps."""
+        self._check_schedule()
         return self.model_copy(update={"start": 0.0, "stop": 1.0, "start_epoch": 1, "every": 1})
 
     def attacked(self, model: nn.Module) -> list[str]:
@@ -150,9 +151,7 @@ class AWP(Method):
         if dead := {name for name in others if getattr(self, name) != type(self).model_fields[name].default}:
             where, what = f"methods.awp.{min(dead)}", f"has no effect with rule: {self.rule}"
             raise SpecError(what, where=where, fix=f"take it out (~{where}), or take its rule ({_rules()})")
-        if self.start >= self.stop:
-            what = f"{self.start:g} is not below stop ({self.stop:g}): no step lies between them"
-            raise SpecError(what, where="methods.awp.start", fix="start earlier or stop later in the epoch")
+        self._check_schedule()
         self._steps_per_epoch = steps_per_epoch
         steps = train.total_steps(steps_per_epoch)
         if not (active := sum(self.is_active(step) for step in range(steps))):
@@ -162,6 +161,11 @@ class AWP(Method):
             what = f"nothing with the role '{self.layers}' trains, and only what trains is attacked"
             raise ModelError(what, where="methods.awp.layers", fix="take another role, or leave awp out")
         return self._describe(model, names, f"{active} of {steps} steps")
+
+    def _check_schedule(self) -> None:
+        if self.start >= self.stop:
+            what = f"{self.start:g} is not below stop ({self.stop:g}): no step lies between them"
+            raise SpecError(what, where="methods.awp.start", fix="start earlier or stop later in the epoch")
 
     def _describe(self, model: nn.Module, names: list[str], when: str) -> str:
         if self.is_off():

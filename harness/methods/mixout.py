@@ -46,15 +46,16 @@ def mix(weight: Tensor, target: Tensor, factor: Tensor) -> Tensor:
 class Mask(nn.Module):
     """The factor of one layer: drawn anew in every forward, or held from one `draw` to the next."""
 
-    def __init__(self, shape: tuple[int, int], p: float, units: str, scope: str) -> None:
-        """`shape` [O, I]; the other arguments as in `Mixout`."""
+    def __init__(self, shape: tuple[int, int], p: float, units: str, scope: str, is_transposed: bool = False) -> None:
+        """`shape` [O, I]; `is_transposed`: the weight is [I, O]; the other arguments as in `Mixout`."""
         super().__init__()
-        self.shape, self.p, self.units, self.scope = shape, p, units, scope
+        self.shape, self.p, self.units, self.scope, self.is_transposed = shape, p, units, scope, is_transposed
         self.current: Tensor | None = None
 
     def draw(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A factor of the dtype and on the device of `like`; by default from torch's global generator."""
-        return keep_factor(self.shape, self.p, self.units, like, generator)
+        factor = keep_factor(self.shape, self.p, self.units, like, generator)
+        return factor.T if self.is_transposed else factor
 
     def forward(self, like: Tensor) -> Tensor | None:
         """The factor for this forward; None: the layer is used as it is."""
@@ -78,6 +79,41 @@ class MixLinear(nn.Linear):
         if self.training and self.mask.scope == "forward":
             return F.linear(x, mix(self.weight, self.target, self.mask.draw(self.weight)), self.bias)
         return F.linear(x, self.weight, self.bias)
+
+
+class MixConv1D(nn.Module):
+    """The same of transformers' `Conv1D` (GPT-2), whose weight is [I, O]."""
+
+    target: Tensor
+
+    def __init__(self, layer: Any, mask: Mask) -> None:
+        super().__init__()
+        self.weight, self.bias, self.kind = layer.weight, layer.bias, type(layer)
+        self.register_buffer("target", layer.weight.detach().clone(), persistent=False)  # [I, O]
+        self.mask = mask
+        self.train(layer.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., I] -> [..., O]; computed as `Conv1D` does, bit for bit."""
+        weight: Tensor = self.weight
+        if self.training and self.mask.scope == "forward":
+            weight = mix(weight, self.target, self.mask.draw(weight))
+        return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], -1)
+
+
+_MIXED = (MixLinear, MixConv1D)
+
+
+def _plain(layer: Any) -> nn.Module:
+    """The layer without mixout, with the very parameters it has."""
+    plain: Any
+    with torch.device("meta"):
+        if isinstance(layer, MixLinear):
+            plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
+        else:
+            plain = layer.kind(*reversed(layer.weight.shape))
+    plain.weight, plain.bias = layer.weight, layer.bias
+    return plain.train(layer.training)  # type: ignore[no-any-return]
 
 
 def _own_weights(layer: nn.Module) -> list[str]:
@@ -117,7 +153,7 @@ class Mixout(Method):
             what = f"no linear layer with the role '{self.layers}' trains: a frozen one is its start value already"
             raise ModelError(what, where="methods.mixout.layers", fix="take another role, or leave mixout out")
         drawn = f"{self.units} masks drawn once per {self.scope}"
-        plain = sum(isinstance(model.get_submodule(name), MixLinear) for name in mixed)
+        plain = sum(isinstance(model.get_submodule(name), _MIXED) for name in mixed)
         decay = "; no weight decay where they are no LoRA layers" if 0 < plain < len(mixed) else ""
         decay = "; no weight decay on them" if plain == len(mixed) else decay
         rest = f"; left out, because frozen: {len(chosen) - len(mixed)}" if len(chosen) > len(mixed) else ""
@@ -140,19 +176,22 @@ class Mixout(Method):
         weights = layer.parameters() if is_wrapped else map(layer.get_parameter, _own_weights(layer))
         if not any(weight.requires_grad for weight in weights):
             return False
-        if is_wrapped or not isinstance(layer, nn.Linear):
+        if is_wrapped or not surgery.is_linear(layer):
             kind = "wrapped by another method" if is_wrapped else f"a {type(layer).__name__}"
-            what = f"{name} is {kind}; mixout is for torch's nn.Linear and for methods.lora"
+            what = f"{name} is {kind}; mixout is for plain linear layers and for methods.lora"
             raise ModelError(what, where="methods.mixout.layers", fix="take another role: head, encoder or all")
-        surgery.replace(model, name, MixLinear(layer, self._mask(*layer.weight.shape)))
+        if surgery.is_transposed(layer):
+            surgery.replace(model, name, MixConv1D(layer, self._mask(*layer.weight.T.shape, is_transposed=True)))
+        else:
+            surgery.replace(model, name, MixLinear(layer, self._mask(*layer.weight.shape)))
         return True
 
-    def _mask(self, outputs: int, inputs: int) -> Mask:
-        return Mask((outputs, inputs), self.p, self.units, self.scope)
+    def _mask(self, outputs: int, inputs: int, *, is_transposed: bool = False) -> Mask:
+        return Mask((outputs, inputs), self.p, self.units, self.scope, is_transposed)
 
     def optimizer_rules(self, model: nn.Module) -> dict[str, Rule]:
         """No weight decay on mixed weights: it would pull them to zero, mixout pulls them to their start."""
-        mixed = [name for name, module in model.named_modules() if isinstance(module, MixLinear)]
+        mixed = [name for name, module in model.named_modules() if isinstance(module, _MIXED)]
         return {f"{name}.weight": Rule(weight_decay=0.0) for name in mixed}
 
     def start_step(self, step: int) -> None:
@@ -170,7 +209,7 @@ class Mixout(Method):
             masks: list[Mask] = []
             try:
                 for layer in model.modules():
-                    if isinstance(layer, MixLinear):
+                    if isinstance(layer, _MIXED):
                         weight = layer.weight.detach()
                         factor = layer.mask.draw(weight, self._generator(weight.device, generators))
                         restored.append((layer.weight, weight.clone(), factor))
@@ -206,10 +245,8 @@ class Mixout(Method):
     def merge(self, model: nn.Module) -> nn.Module:
         """Back to plain linear layers, with the weights they have."""
         for name, layer in list(model.named_modules()):
-            if isinstance(layer, MixLinear):
-                plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-                plain.weight, plain.bias = layer.weight, layer.bias
-                surgery.replace(model, name, plain.train(layer.training))
+            if isinstance(layer, _MIXED):
+                surgery.replace(model, name, _plain(layer))
             elif hasattr(layer, "update_mask"):
                 layer.update_mask = None
         return model

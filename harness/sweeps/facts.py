@@ -80,9 +80,10 @@ class Facts:
     def name(self, arm: Arm) -> str:
         """What a person calls the arm: where the search chose it, the experiment that won."""
         baseline = self.plan.space.baseline
-        if arm == "search" and (best := self.winners.get(arm)) and "exp" in best.params:
-            return str(best.params["exp"]) + (" (search)" if baseline and best.params["exp"] == baseline.exp else "")
-        return baseline.exp if arm == "baseline" and baseline else (self.plan.exp or self.plan.space.name)
+        if arm == "baseline" and baseline:
+            return baseline.exp
+        won = best.params.get("exp") if (best := self.winners.get(arm)) else None
+        return self.plan.named(arm, str(won or self.plan.exp or self.plan.space.name))
 
 
 def verdict(facts: Facts) -> str:

@@ -77,10 +77,15 @@ class Plan:
         entries = self.space.space.get("exp", []) if given is None else []
         return [given] if given else [str(value) for entry in entries for value in entry.extremes]
 
+    def named(self, arm: Arm, exp: str) -> str:
+        """What a person calls an experiment of an arm: one that is its own baseline has two names."""
+        baseline = self.space.baseline
+        return f"{exp} (search)" if arm == "search" and baseline and exp == baseline.exp else exp
+
     def size(self, arm: Arm) -> str:
         """How many trials of what, for people."""
         exp, *others = self.experiments(arm)
-        of = "experiments that the search chooses" if others else exp
+        of = "experiments that the search chooses" if others else self.named(arm, exp)
         return f"{_several(self.space.size(arm), 'trial')} of {of}"
 
     @cached_property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -58,7 +58,7 @@ class CausalLM(Pretraining):
             raise DataError(what, where="task.causal_lm", fix="leave it out, or clean less")
         return facts
 
-    def _read(self, name: str, examples: list[Example]) -> dict[str, Any]:
+    def _read(self, name: str, examples: Sequence[Example]) -> dict[str, Any]:
         """The chunks of a split. Raises ModelError: the tokenizer has no token for the begin or the end of a text."""
         fix = "take a checkpoint whose tokenizer has one"
         before = lm.special(self._tokenizer, "bos_token", "cls_token", "eos_token", fix=fix, where="model.name")

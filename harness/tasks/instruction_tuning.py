@@ -70,11 +70,12 @@ class InstructionTuning(Task):
         """Tokenise all splits; returns the tokens, longest and truncated rows of each, and how many are learnt.
 
         Raises:
-            ModelError: the tokenizer cannot be loaded, has not the template, or no token that ends a text.
+            ModelError: the tokenizer cannot be loaded, has not the template, or no token that ends a text; or the
+                model has random weights.
             DataError: a prompt that leaves no room for a completion.
         """
         if model.is_own:
-            what = f"{model.name} has random weights, and instructions are learnt by a model that can write"
+            what = f"'{model.name}' has random weights: there is no language model in them to tune"
             raise ModelError(what, where="model.name", fix=_FIX)
         self._writer = Writer(tokenizing.load(model), self.template, model.name)
         return {split.name: self._encode(split) for split in (splits.train, splits.validation, splits.test)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -60,7 +60,7 @@ class MaskedLM(Pretraining):
         """The first of these tokens that the tokenizer has, if it has one."""
         return [token for name in names if (token := getattr(self._tokenizer, name)) is not None][:1]
 
-    def _read(self, name: str, examples: list[Example]) -> dict[str, Any]:
+    def _read(self, name: str, examples: Sequence[Example]) -> dict[str, Any]:
         before, after = self._frame
         how = Cut(self.chunk_length - len(before) - len(after), self.overlap, 0, self.across_documents)
         between = after if self.across_documents else []

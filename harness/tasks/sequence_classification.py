@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -84,7 +84,7 @@ class SequenceClassification(Task):
         truncated = sum(len(ids) > self.max_length for ids in whole)
         return {"tokens": sum(lengths), "longest": max(lengths), "truncated": truncated}
 
-    def _tokens(self, examples: list[Example], **options: Any) -> Any:
+    def _tokens(self, examples: Sequence[Example], **options: Any) -> Any:
         """Columns by name, a list of token values per example; unpadded, because batches are padded on their own."""
         texts = [example.text for example in examples]
         pairs = None if examples[0].pair is None else [example.pair for example in examples]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def of_answers(splits: Splits) -> Mapping[str, Callable[[], dict[str, float]]]:
     return {name: lambda answer=answer: score(test, answer) for name, answer in known.items()}  # type: ignore[misc]
 
 
-def score(examples: list[Example], answer: Callable[[Example], str]) -> dict[str, float]:
+def score(examples: Sequence[Example], answer: Callable[[Example], str]) -> dict[str, float]:
     """The metric of what is answered to each."""
     texts, size = [answer(example) for example in examples], len(examples)
     references = [[text for text, _ in example.label] for example in examples]

@@ -8,7 +8,7 @@ data and model only, not on where it is asked: threads, the order of batches and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ def score(truth: Labels, predicted: Labels, labels: list[str]) -> dict[str, floa
     return {"f1_macro": f1, "accuracy": float((predicted == truth).mean())}
 
 
-def _labels(examples: list[Example]) -> Labels:
+def _labels(examples: Sequence[Example]) -> Labels:
     return np.array([example.label for example in examples], dtype=np.int64)
 
 
@@ -113,7 +113,7 @@ def _frozen(splits: Splits, checkpoint: Model) -> Labels:
     model.to(device)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
-    def embed(examples: list[Example]) -> NDArray[np.float32]:
+    def embed(examples: Sequence[Example]) -> NDArray[np.float32]:
         """Mean over the real tokens. [N, D]"""
         vectors = np.zeros((len(examples), model.config.hidden_size), dtype=np.float32)
         order = sorted(range(len(examples)), key=lambda i: len(_text(examples[i])))
@@ -132,7 +132,7 @@ def _frozen(splits: Splits, checkpoint: Model) -> Labels:
     return _logistic(embed(splits.train.examples), splits, embed(splits.test.examples))
 
 
-def _vader(examples: list[Example]) -> Labels:
+def _vader(examples: Sequence[Example]) -> Labels:
     """Its published thresholds: compound below -0.05 negative, above 0.05 positive."""
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
@@ -141,7 +141,7 @@ def _vader(examples: list[Example]) -> Labels:
     return np.where(compounds <= -0.05, 0, np.where(compounds >= 0.05, 2, 1)).astype(np.int64)
 
 
-def _one_rater(examples: list[Example], cuts: list[float], labels: list[str]) -> dict[str, float]:
+def _one_rater(examples: Sequence[Example], cuts: list[float], labels: list[str]) -> dict[str, float]:
     """The mean score of single raters, each against the class of the mean of all others."""
     count = min(len(example.ratings) for example in examples)
     scores = []

@@ -6,7 +6,7 @@ question; the completion of the most similar training prompt (TF-IDF, cosine) wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def of_completions(
 _KEYS = ("rouge_l", "exact_match", "perplexity")
 
 
-def score(texts: list[str], examples: list[Example]) -> dict[str, float]:
+def score(texts: list[str], examples: Sequence[Example]) -> dict[str, float]:
     """rouge_l and exact_match of texts; nothing is known of their likelihood. [N], [N]"""
     none = np.zeros(len(texts), dtype=np.int64)
     references = [str(example.label) for example in examples]

@@ -30,7 +30,7 @@ def of_tags(splits: Splits) -> Mapping[str, Callable[[], dict[str, float]]]:
     }
 
 
-def score(examples: list[Example], predicted: list[list[int]], labels: list[str]) -> dict[str, float]:
+def score(examples: Sequence[Example], predicted: list[list[int]], labels: list[str]) -> dict[str, float]:
     """entity_f1 and tag_accuracy of predicted tags, sentence by sentence."""
     tags = np.array([tag for example in examples for tag in example.label[1]], dtype=np.int64)
     flat = np.array([tag for sentence in predicted for tag in sentence], dtype=np.int64)
@@ -87,7 +87,7 @@ def _folded(words: Words) -> Words:
     return tuple(word.casefold() for word in words)
 
 
-def _labels(examples: list[Example]) -> list[tuple[Words, tuple[int, ...]]]:
+def _labels(examples: Sequence[Example]) -> list[tuple[Words, tuple[int, ...]]]:
     return [example.label for example in examples]
 
 

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import given
@@ -195,6 +195,11 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         path.write_bytes(good.encode(encoding))
         assert load(data(path, encoding=encoding.removesuffix("-sig"))).test == reference.test
+    lines = write(tmp_path / "a.jsonl", rows_of(40))
+    expected, text = load(data(lines)), lines.read_text()
+    for encoding in ("utf-16", "utf-8-sig", "cp1252"):
+        lines.write_bytes(text.encode(encoding))
+        assert load(data(lines, encoding=encoding.removesuffix("-sig"))).test == expected.test
     path.write_bytes(b"\xef\xbb\xbf" + good.encode()[:20] + b"\xff")
     with pytest.raises(DataError, match=r"a.csv:2: not utf-8: byte offset 23 is 0xff"):
         load(data(path))
@@ -244,6 +249,15 @@ def test_bad_files_are_told_with_their_place(tmp_path: Path, name: str) -> None:
         load(data(tmp_path / name))
 
 
+def test_a_parquet_file_with_a_damaged_page(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", rows_of(40))
+    content = bytearray(path.read_bytes())
+    content[4:200] = bytes(196)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a.parquet is no parquet file that can be read"):
+        load(data(path))
+
+
 def test_incomplete_rows_can_be_dropped(tmp_path: Path) -> None:
     rows = [*rows_of(40), {"text": None, "label": "good", "by": "g"}, {"text": "x", "label": " ", "by": "g"}]
     for suffix in (".csv", ".jsonl", ".parquet"):
@@ -287,13 +301,14 @@ def test_a_name_without_its_suffix_is_not_asked_of_the_hub(tmp_path: Path, monke
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, mode: str) -> BinaryIO:
         raise PermissionError(13, "Permission denied")
 
-    path = write(tmp_path / "a.csv", rows_of(20))
-    monkeypatch.setattr(Path, "read_bytes", refuse)  # file modes do not stop root
-    with pytest.raises(StorageError, match=r"cannot read .*a.csv\n.*Permission denied"):
-        load(data(path))
+    paths = [write(tmp_path / f"a{suffix}", rows_of(20)) for suffix in (".csv", ".jsonl", ".parquet")]
+    monkeypatch.setattr(Path, "open", refuse)  # file modes do not stop root
+    for path in paths:
+        with pytest.raises(StorageError, match=rf"cannot read .*{path.name}\n.*Permission denied"):
+            load(data(path))
 
 
 # ---------------------------------------------------------------------------------------------------- splits and checks

@@ -40,8 +40,9 @@ def test_both_versions_are_read_and_split_by_article(tmp_path: Path, is_second: 
     file.write_text(json.dumps(nested(is_second=is_second)))
     table = read_file(file)
     assert table.columns == ["id", "title", "context", "question", "answers"]
-    assert len(table.cells) == 48
-    place, cells = table.cells[5]
+    rows = list(table.cells)
+    assert len(rows) == 48
+    place, cells = rows[5]
     assert place == f"{file}, data[1].paragraphs[0].qas[1]"
     assert (cells["id"], cells["title"], cells["question"]) == ("101", "Title 1", "When 1?")
     data = Data(name=str(file), text=["question", "context"], label="answers", group="title")

@@ -17,7 +17,7 @@ from harness.errors import ModelError, SpecError
 from harness.gradients import ExactGradient
 from harness.methods.bottleneck_adapter import BottleneckAdapter
 from harness.methods.lora import LoRA, lora_layers
-from harness.methods.mixout import Mask, MixLinear, Mixout, keep_factor, mix
+from harness.methods.mixout import Mask, MixConv1D, MixLinear, Mixout, keep_factor, mix
 from harness.methods.peft import Peft
 from harness.models import surgery
 from harness.optim import Rule, Train, parameter_groups
@@ -117,34 +117,36 @@ def gradient(model: nn.Module, method: Mixout, budget: int = 1000) -> tuple[Tens
     return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize(("family", "number"), [("bert", 14), ("gpt2", 9)])
 @pytest.mark.parametrize("units", UNITS)
-def test_a_step_equals_autograd_through_the_formula(units: Any) -> None:
+def test_a_step_equals_autograd_through_the_formula(units: Any, family: str, number: int) -> None:
     """The weights seen inside the backward give the masks; a functional call of the plain model gives the reference."""
     method = Mixout(p=0.5, layers="all", units=units)
-    model = prepared(method)
+    model = prepared(method, classifier(family))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     seen: dict[str, Tensor] = {}
-    model.get_submodule("bert").register_forward_pre_hook(
+    model.register_forward_pre_hook(
         lambda *_: seen.update({name: p.detach().clone() for name, p in model.named_parameters()})
     )
     loss, found = gradient(model, method)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
-    start = dict(classifier().named_parameters())
+    start = dict(classifier(family).named_parameters())
     weights = {name: value.clone().requires_grad_() for name, value in before.items()}
     mixed = dict(weights)
-    layers = [name for name, module in model.named_modules() if isinstance(module, MixLinear)]
-    assert len(layers) == 14
-    for layer in layers:
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, MixLinear | MixConv1D)}
+    assert len(layers) == number
+    for layer, module in layers.items():
         name = f"{layer}.weight"
         ratio = (seen[name] - start[name]) / (before[name] - start[name])
         factor = (2 * (ratio > 1)).double().detach()
         assert deviation(ratio, factor) < 1e-6
         axis = {"element": None, "input": 0, "output": 1}[units]
-        assert axis is None or torch.equal(factor.amin(axis), factor.amax(axis))
+        of = factor.T if isinstance(module, MixConv1D) else factor  # [O, I]
+        assert axis is None or torch.equal(of.amin(axis), of.amax(axis))
         mixed[name] = mix(weights[name], start[name].detach(), factor)
     batch = random_batch([3, 11, 5, 5])
-    logits = functional_call(classifier().train(), mixed, kwargs=dict(batch.per_token)).logits
+    logits = functional_call(classifier(family).train(), mixed, kwargs=dict(batch.per_token)).logits
     expected = F.cross_entropy(logits, batch.per_example["labels"])
     expected.backward()
     assert deviation(loss, expected) < 1e-6  # the sum of a loss is kept in float32
@@ -177,11 +179,12 @@ def test_of_a_lora_layer_the_update_is_mixed(units: Any, scope: Any) -> None:
     assert deviation(layer.eval()(x), F.linear(x, layer.weight + update, layer.bias)) < 1e-12
 
 
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
 @pytest.mark.parametrize("p", [0.0, 0.9])
 @pytest.mark.parametrize("scope", ["step", "forward"])
-def test_evaluation_is_that_of_plain_layers_bit_for_bit(p: float, scope: Any) -> None:
-    model = prepared(Mixout(p=p, layers="all", scope=scope)).eval()
-    plain = classifier()
+def test_evaluation_is_that_of_plain_layers_bit_for_bit(p: float, scope: Any, family: str) -> None:
+    model = prepared(Mixout(p=p, layers="all", scope=scope), classifier(family)).eval()
+    plain = classifier(family)
     plain.load_state_dict(model.state_dict())
     assert torch.equal(model(**INPUTS).logits, plain(**INPUTS).logits)
 
@@ -228,8 +231,10 @@ def test_a_second_backward_of_a_step_sees_the_same_masks() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_forward_scope_draws_a_new_mask_each_time_and_survives_checkpointing() -> None:
-    layer: Any = prepared(Mixout(p=0.5, units="element", scope="forward")).get_submodule("classifier")
+@pytest.mark.parametrize(("family", "name"), [("bert", "classifier"), ("gpt2", "transformer.h.0.mlp.c_fc")])
+def test_forward_scope_draws_a_new_mask_each_time_and_survives_checkpointing(family: str, name: str) -> None:
+    method = Mixout(p=0.5, layers="all", units="element", scope="forward")
+    layer: Any = prepared(method, classifier(family)).get_submodule(name)
     x = torch.randn(4, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     assert not torch.equal(layer(x), layer(x))
     gradients = []
@@ -241,12 +246,13 @@ def test_forward_scope_draws_a_new_mask_each_time_and_survives_checkpointing() -
     assert torch.equal(*gradients)
 
 
-def test_merging_gives_plain_layers_with_the_same_weights() -> None:
-    model = prepared(Mixout(layers="all")).eval()
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_merging_gives_plain_layers_with_the_same_weights(family: str) -> None:
+    model = prepared(Mixout(layers="all"), classifier(family)).eval()
     before = model(**INPUTS).logits
     merged = Mixout().merge(copy.deepcopy(model))
     assert torch.equal(merged(**INPUTS).logits, before)
-    assert [type(module) for module in merged.modules()] == [type(module) for module in classifier().modules()]
+    assert [type(module) for module in merged.modules()] == [type(module) for module in classifier(family).modules()]
 
 
 def test_mixed_weights_have_no_weight_decay() -> None:
@@ -275,7 +281,7 @@ def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(SpecError, match=r"methods\.lora\.dropout: mixout on a LoRA layer takes the place"):
         Mixout(layers="encoder").prepare(LoRA(rank=2).edit_model(classifier()), TRAIN, 3)
     ia3 = Peft(type="IA3", config={"target_modules": ["key"], "feedforward_modules": []}).edit_model(classifier())
-    with pytest.raises(ModelError, match=r"key is wrapped by another method; mixout is for torch's nn\.Linear"):
+    with pytest.raises(ModelError, match=r"key is wrapped by another method; mixout is for plain linear layers"):
         Mixout(layers="all").prepare(ia3, TRAIN, 3)
     on_head = LoRA(rank=2, target_modules="head", dropout=0.0).edit_model(classifier()).requires_grad_(True)
     with pytest.raises(SpecError, match="belongs to the new head"):

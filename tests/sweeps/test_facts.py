@@ -19,11 +19,12 @@ SEEDS = [100, 101, 102, 103, 104]
 
 def facts(
     *, ours: list[float], theirs: list[float], metric: str = "accuracy", direction: str = "maximize",
-    arguments: tuple[str, ...] = (),
+    arguments: tuple[str, ...] = (), of: tuple[str, str] = ("lora_rank", "lora"),
 ) -> Facts:  # fmt: skip
     """Two arms with these test scores over five seeds."""
     goal = f"objective={{metric: validation/{metric}, direction: {direction}}}"
-    plan = check(space.load("lora_rank", [goal]), "lora", list(arguments))
+    name, exp = of
+    plan = check(space.load(name, [goal]), exp, list(arguments))
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 40)
     scores: dict[Arm, list[float]] = {"search": ours, "baseline": theirs}
@@ -58,6 +59,15 @@ def test_who_is_better_depends_on_the_direction(
     found = facts(ours=ours, theirs=theirs, direction=direction, metric="nll")
     assert verdict(found).endswith(better)
     assert "paired t, items not resampled" in doubt(found)
+
+
+def test_an_experiment_that_is_its_own_baseline_has_two_names() -> None:
+    """Only the space differs: masking against the masking that the experiment has."""
+    found = facts(ours=LOW, theirs=HIGH, metric="perplexity", direction="minimize", of=("masking", "pretrain_mlm"))
+    assert [found.name(arm) for arm in ("search", "baseline")] == ["pretrain_mlm (search)", "pretrain_mlm"]
+    assert verdict(found).startswith("pretrain_mlm (search) - pretrain_mlm: -0.1")
+    assert found.plan.size("search") == "16 trials of pretrain_mlm (search)"
+    assert found.plan.size("baseline") == "16 trials of pretrain_mlm"
 
 
 def test_what_noise_explains_is_a_tie_with_the_size_that_would_be_seen() -> None:

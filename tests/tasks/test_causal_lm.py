@@ -30,16 +30,16 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
 
 
-def prepared(folder: Path, lengths: list[int] = LENGTHS, **settings: Any) -> tuple[CausalLM, nn.Module]:
-    model = Model(name=str(folder), revision=None)
+def prepared(folder: Path | Model, lengths: list[int] = LENGTHS, **settings: Any) -> tuple[CausalLM, nn.Module]:
+    model = folder if isinstance(folder, Model) else Model(name=str(folder), revision=None)
     task = CausalLM(**{"chunk_length": 8, "paragraph_tokens": 5, "prompt_tokens": 3, **settings})
     task.load_data(splits(lengths), model)
     return task, task.load_model(model).eval()
 
 
-def case(folder: Path) -> tuple[CausalLM, nn.Module]:
+def case(folder: Path, own: Model | None = None) -> tuple[CausalLM, nn.Module]:
     """What tests/tasks/test_contract.py holds to the contract."""
-    return prepared(Path(checkpoint(folder, "gpt2")), overlap=0.25)
+    return prepared(own or Path(checkpoint(folder, "gpt2")), overlap=0.25)
 
 
 @pytest.fixture(scope="module")

@@ -26,16 +26,16 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
 
 
-def prepared(folder: Path, lengths: list[int] = LENGTHS, **settings: Any) -> tuple[MaskedLM, nn.Module]:
-    model = Model(name=str(folder), revision=None)
+def prepared(folder: Path | Model, lengths: list[int] = LENGTHS, **settings: Any) -> tuple[MaskedLM, nn.Module]:
+    model = folder if isinstance(folder, Model) else Model(name=str(folder), revision=None)
     task = MaskedLM(**{"chunk_length": 10, **settings})
     task.load_data(splits(lengths), model)
     return task, task.load_model(model).eval()
 
 
-def case(folder: Path) -> tuple[MaskedLM, nn.Module]:
+def case(folder: Path, own: Model | None = None) -> tuple[MaskedLM, nn.Module]:
     """What tests/tasks/test_contract.py holds to the contract."""
-    return prepared(Path(checkpoint(folder, "bert")), overlap=0.25, share=0.5)
+    return prepared(own or Path(checkpoint(folder, "bert")), overlap=0.25, share=0.5)
 
 
 @pytest.fixture(scope="module")

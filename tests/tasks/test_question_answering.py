@@ -69,9 +69,9 @@ def prepared(model: Model, data: Splits, **settings: Any) -> tuple[QuestionAnswe
     return task, task.load_model(model).eval()
 
 
-def case(folder: Path) -> tuple[QuestionAnswering, nn.Module]:
+def case(folder: Path, own: Model | None = None) -> tuple[QuestionAnswering, nn.Module]:
     """What tests/tasks/test_contract.py holds to the contract."""
-    return prepared(model_of(folder), splits(LENGTHS, BOTH))
+    return prepared(own or model_of(folder), splits(LENGTHS, BOTH), **({"max_length": 40} if own else {}))
 
 
 @pytest.fixture(scope="module")

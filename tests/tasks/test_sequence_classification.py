@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -72,16 +73,17 @@ def splits(lengths: list[int], pairs: list[int] | None = None) -> Splits:
     return Splits(train, validation, test, labels=LABELS, source="made by hand", report={})
 
 
-def prepared(folder: Path, data: Splits, **settings: Any) -> tuple[SequenceClassification, nn.Module]:
+def prepared(folder: Path | Model, data: Splits, **settings: Any) -> tuple[SequenceClassification, nn.Module]:
     """The task with this data, and a model of its own."""
+    model = folder if isinstance(folder, Model) else Model(name=str(folder), revision=None)
     task = SequenceClassification(**settings)
-    task.load_data(data, Model(name=str(folder), revision=None))
-    return task, task.load_model(Model(name=str(folder), revision=None)).eval()
+    task.load_data(data, model)
+    return task, task.load_model(model).eval()
 
 
-def case(folder: Path) -> tuple[SequenceClassification, nn.Module]:
+def case(folder: Path, own: Model | None = None) -> tuple[SequenceClassification, nn.Module]:
     """What tests/tasks/test_contract.py holds to the contract."""
-    return prepared(Path(checkpoint(folder)), splits(LENGTHS), label_smoothing=0.1, class_weights="balanced")
+    return prepared(own or Path(checkpoint(folder)), splits(LENGTHS), label_smoothing=0.1, class_weights="balanced")
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +120,9 @@ def test_a_text_without_tokens_is_refused(bert: Path) -> None:
     words_only.backend_tokenizer.post_processor = processors.Sequence([])  # no frame around a text
     words_only.save_pretrained(folder)
     data = splits([2, 3])
-    data.test.examples[1] = Example("empty", "\u2003", None, 1)
+    test = dataclasses.replace(data.test, examples=[*data.test.examples, Example("empty", "\u2003", None, 1)])
     with pytest.raises(DataError, match=r"data.text: row empty of test has no tokens"):
-        SequenceClassification().load_data(data, Model(name=str(folder), revision=None))
+        SequenceClassification().load_data(dataclasses.replace(data, test=test), Model(name=str(folder), revision=None))
 
 
 def test_batches_are_padded_to_their_own_longest(bert: Path) -> None:

@@ -78,9 +78,9 @@ def prepared(model: Model, data: Splits, **settings: Any) -> tuple[TokenClassifi
     return task, task.load_model(model).eval()
 
 
-def case(folder: Path) -> tuple[TokenClassification, nn.Module]:
+def case(folder: Path, own: Model | None = None) -> tuple[TokenClassification, nn.Module]:
     """What tests/tasks/test_contract.py holds to the contract; the long sentences of validation are read in windows."""
-    return prepared(checkpoint(folder), splits(SHORT, LONG), label_smoothing=0.1, max_length=48, overlap=10)
+    return prepared(own or checkpoint(folder), splits(SHORT, LONG), label_smoothing=0.1, max_length=48, overlap=10)
 
 
 @pytest.fixture(scope="module")
