@@ -26,6 +26,8 @@ class Metric(Settings, Generic[P]):
     produces: ClassVar[tuple[str, ...]] = ()
     less_is_better: ClassVar[tuple[str, ...]] = ()
     """Those of its keys that are losses or errors."""
+    per_token: ClassVar[bool] = False
+    """Whether its numbers hold for the tokens they were counted over: another tokenizer is another scale."""
 
     def compute(self, predictions: P) -> dict[str, float]:
         """Numbers over one whole split, from pooled counts, never averaged over batches. Keys are without the split."""

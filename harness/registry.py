@@ -134,6 +134,11 @@ def is_less_better(key: str) -> bool:
     return any(key in getattr(settings_class("metric", name), "less_is_better", ()) for name in names("metric"))
 
 
+def is_per_token(metric: str) -> bool:
+    """Whether a metric's numbers hold for some tokens only, as it declares; read without importing it."""
+    return bool(getattr(settings_class("metric", metric), "per_token", False))
+
+
 def producer(key: str, predictions: str | None = None) -> str:
     """The metric that gives a key, from this class of predictions if one is named. Raises SpecError: there is none."""
     for name in names("metric"):

@@ -152,6 +152,8 @@ def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: st
             uri: str | None = None) -> tuple[list[Comparison], list[str]]:  # fmt: skip
     """One comparison for each test split among what these names stand for, and notes on what was left out.
 
+    Scores per token, such as perplexity, are compared among runs whose tokenizers cut the split alike.
+
     Args:
         asked: see `systems.find`.
         output: the folder of runs.
@@ -167,8 +169,9 @@ def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: st
     """
     found = reading.find(asked, output, uri)
     made, is_named = [], False
-    for split in dict.fromkeys(system.first.test for system in found.systems):
-        here = [system for system in found.systems if system.first.test == split]
+    known_as = [(_same_scale(system, metric or _usual_metric(system)), system) for system in found.systems]
+    for scale in dict.fromkeys(scale for scale, _ in known_as):
+        here = [system for own, system in known_as if own == scale]
         decides = metric or _usual_metric(here[0])
         key = f"test/{decides}"
         here = _with_score(here, key, found.notes)
@@ -192,9 +195,26 @@ def compare(asked: Sequence[str], output: Path, *, against: str = "", metric: st
     if against and not is_named:
         names = [system.name for system in found.systems]
         raise SpecError(f"{against} is not among what is compared", where="--against", fix=did_you_mean(against, names))
-    if len(made) > 1:
-        found.notes.append("the runs were judged on different test splits: scores are compared within each only")
+    if len({one.reference.first.test for one in made}) > 1:
+        what = "tasks or test splits" if len({task_of(one.reference) for one in made}) > 1 else "test splits"
+        found.notes.append(f"the runs were judged on different {what}: scores are compared within each only")
+    if len(made) > len({one.reference.first.test for one in made}):
+        cut = "the same test split is cut into other tokens: scores per token, such as perplexity, are another scale"
+        found.notes.append(f"{cut}, and compared within each only")
     return made, found.notes
+
+
+def task_of(system: System) -> str:
+    """The task of its runs."""
+    return system.first.test.partition(" ")[0]
+
+
+def _same_scale(system: System, metric: str) -> tuple[str, int]:
+    """Scores are compared where this is the same: test split, and its tokens where the metric counts over them."""
+    used = {key.split(".")[1] for key in system.first.settings if key.startswith("metrics.")}
+    names = used & set(registry.names("metric"))
+    per_token = any(registry.is_per_token(name) and metric in registry.produces(name) for name in names)
+    return system.first.test, system.first.test_tokens if per_token else 0
 
 
 def _usual_metric(system: System) -> str:

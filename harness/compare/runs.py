@@ -56,12 +56,15 @@ class Entry:
     weights_mib: float
     """Size of what was trained, as it lies on the disk; nan: it is not here."""
     test: str
-    """Digest of the test split, and the labels in their order: scores on different ones are never compared."""
+    """The task, the digest of the test split, and the labels in their order: scores on different ones are never
+    compared."""
     test_rows: int
     finished: str
     """When, as the end statement says."""
     device: str
     """What it trained on: `cpu`, or names of GPUs."""
+    test_tokens: int = 0
+    """Of the test split that were to be predicted, or that it has; 0: the run did not write it down."""
     memory: dict[str, float] = field(default_factory=dict)
     """Estimated GiB, as `footprint.estimate`; empty where the run did not write it down."""
     curves: History = field(default_factory=dict)
@@ -145,15 +148,18 @@ def _entry(
     parameters = json.loads((folder / "parameters.json").read_text(encoding="utf-8"))
     test = next(split for split in end["data"] if split["split"] == "test")
     data = folder / "data.json"
-    labels = json.loads(data.read_text(encoding="utf-8"))["splits"]["train"]["labels"] if data.exists() else []
+    facts = json.loads(data.read_text(encoding="utf-8")) if data.exists() else {}
+    labels = facts["splits"]["train"]["labels"] if facts else []
+    counted = facts.get("tokens", {}).get("test", {})
     weights = folder / "weights" / "trained.safetensors"
     size = weights.stat().st_size / 1024**2 if weights.exists() else float("nan")
     return Entry(
         folder.name, int(end["seeds"][0]), dict(schema.flatten(resolved)), {**end["metrics"], **scores},
         parameters["trainable"], parameters["share_of_full_fine_tuning"], size,
-        " ".join([test["sha256"], *labels]), test["rows"], end.get("finishedAt", ""),
-        end.get("env", {}).get("device", ""), parameters.get("memory_estimate_gib", {}),
-        _curves(folder / "learning_curves.json"), judged or _predictions(folder / "test" / "predictions.csv"),
+        " ".join([*resolved["task"], test["sha256"], *labels]), test["rows"], end.get("finishedAt", ""),
+        end.get("env", {}).get("device", ""), counted.get("targets", counted.get("tokens", 0)),
+        parameters.get("memory_estimate_gib", {}), _curves(folder / "learning_curves.json"),
+        judged or _predictions(folder / "test" / "predictions.csv"),
     )  # fmt: skip
 
 

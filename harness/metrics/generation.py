@@ -33,6 +33,7 @@ class Generation(Metric[Continued]):
 
     produces: ClassVar[tuple[str, ...]] = ("distinct_1", "distinct_2", "repetition")
     less_is_better: ClassVar[tuple[str, ...]] = ("repetition",)
+    per_token: ClassVar[bool] = True
 
     repeated: int = Field(default=4, ge=2)
     """`repetition` is the share of n-grams of so many tokens that stood in the same paragraph before."""

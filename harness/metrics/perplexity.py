@@ -21,6 +21,7 @@ class Perplexity(Metric[Likelihood]):
 
     produces: ClassVar[tuple[str, ...]] = ("perplexity", "nll")
     less_is_better: ClassVar[tuple[str, ...]] = ("perplexity", "nll")
+    per_token: ClassVar[bool] = True
 
     def compute(self, predictions: Likelihood) -> dict[str, float]:
         """Both, over all target tokens of the split."""

@@ -12,6 +12,7 @@ class TokenAccuracy(Metric[Likelihood]):
     """Share of the target tokens that were the most likely ones: the masked tokens, or each next token."""
 
     produces: ClassVar[tuple[str, ...]] = ("token_accuracy",)
+    per_token: ClassVar[bool] = True
 
     def compute(self, predictions: Likelihood) -> dict[str, float]:
         """Pooled over the split."""

@@ -19,11 +19,12 @@ LABELS = ("bad", "good")
 def finished(
     output: Path, name: str, seed: int, f1: float, test: str = "a", predicted: Sequence[int] | None = None,
     run: str = "", scores: dict[str, float] | None = None, without: Sequence[str] = (), is_judged: bool = True,
-    trainable: int = 1234, memory: dict[str, float] | None = None, curve: Sequence[float | None] = (), **settings: Any,
+    tokens: int = 0, trainable: int = 1234, memory: dict[str, float] | None = None,
+    curve: Sequence[float | None] = (), **settings: Any,
 ) -> Path:  # fmt: skip
     """A run of an experiment with this score, and with these predictions of items whose true labels alternate.
 
-    `memory`: its estimate; `curve`: its validation score after each ten steps.
+    `tokens`: of the test split; `memory`: its estimate; `curve`: its validation score after each ten steps.
     """
     folder = output / "runs" / (run or f"{name}-s{seed}-{len(list(output.glob('runs/*'))):04x}")
     (folder / "test").mkdir(parents=True)
@@ -34,6 +35,9 @@ def finished(
     parameters: dict[str, Any] = {"trainable": trainable, "share_of_full_fine_tuning": 0.5}
     parameters |= {"memory_estimate_gib": memory} if memory else {}
     (folder / "parameters.json").write_text(json.dumps(parameters))
+    if tokens:
+        known_tokens = {"splits": {"train": {"labels": {}}}, "tokens": {"test": {"tokens": tokens}}}
+        (folder / "data.json").write_text(json.dumps(known_tokens))
     if curve:
         points = [[10 * i, value] for i, value in enumerate(curve, start=1)]
         known = {"kept": 10, "curves": {"validation/f1_macro": points}}

@@ -147,6 +147,29 @@ def test_scores_on_different_test_rows_are_never_compared(tmp_path: Path) -> Non
     assert notes == ["the runs were judged on different test splits: scores are compared within each only"]
 
 
+def test_scores_of_different_tasks_are_never_compared(tmp_path: Path) -> None:
+    """Both have a perplexity, of the same texts: of all tokens, and of hidden ones."""
+    for name in ("pretrain_clm", "pretrain_mlm"):
+        finished(tmp_path, name, 0, 0.0, is_judged=False, scores={"test/perplexity": 9.0}, tokens=50)
+    made, notes = compare([], tmp_path)
+    assert [(len(one.systems), one.pairs) for one in made] == [(1, []), (1, [])]
+    assert notes == ["the runs were judged on different tasks or test splits: scores are compared within each only"]
+
+
+def test_scores_per_token_are_compared_where_the_tokens_are_the_same(tmp_path: Path) -> None:
+    for rate, tokens in ((1e-3, 60), (2e-3, 50), (3e-3, 50)):
+        scores = {"test/perplexity": 9.0, "test/rouge_l": 0.5}
+        finished(tmp_path, "pretrain_clm", 0, 0.5, scores=scores, tokens=tokens, train__learning_rate=rate)
+    made, notes = compare([], tmp_path, metric="perplexity")
+    assert [len(one.systems) for one in made] == [1, 2]
+    assert notes == [
+        "the same test split is cut into other tokens: scores per token, such as perplexity, are another scale, and "
+        "compared within each only"
+    ]
+    (made_of_text,), notes = compare([], tmp_path, metric="rouge_l")
+    assert len(made_of_text.systems) == 3 and notes == [], "what is counted over words does not depend on them"
+
+
 def test_one_seed_concludes_nothing_and_ties_are_groups(tmp_path: Path) -> None:
     for name in ("full_finetune", "lora", "awp"):
         finished(tmp_path, name, 0, 0.5 + len(name) / 100)
