@@ -10,6 +10,8 @@ import typer
 
 from harness import registry
 from harness.cli.commands import app
+from harness.data.synthetic_entities import Sentences
+from harness.models.model import Architecture
 from harness.specs import schema, spec
 from harness.storage import PROJECT
 from harness.sweeps import mistakes, space
@@ -110,6 +112,8 @@ def known_keys() -> set[str]:
     for section, kind in (("task", "task"), ("methods", "method"), ("metrics", "metric")):
         for name in registry.names(kind):
             found |= {f"{section}.{name}", *(f"{section}.{name}.{one}" for one in _fields(kind, name))}
+    found |= {f"model.architecture.{one}" for one in Architecture.model_fields}
+    found |= {f"data.sentences.{one}" for one in Sentences.model_fields}
     for name, inner in (("baseline", space.Baseline), ("confirm", space.Confirm), ("objective", space.Objective)):
         found |= {f"{name}.{one}" for one in inner.model_fields}
     return found | {key.rpartition(".")[0] for key in found}

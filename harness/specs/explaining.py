@@ -101,9 +101,13 @@ def described(chosen: Spec, asked: str) -> list[tuple[str, Any, str]]:
         SpecError: it has no such key.
     """
     values = chosen.resolved()
-    known = {key: value for key in _settings() if (value := _value(values, key)) is not _ABSENT}
+    known: dict[str, Any] = {}
+    for key in _settings():
+        if (value := _value(values, key)) is not _ABSENT:
+            known |= {key: value, **_inner(key, value, asked)}
     for key in (asked, setting_called(asked) or asked):
-        if found := [one for one in known if f"{one}.".startswith(f"{key}.") or key.startswith(f"{one}.")]:
+        below = [one for one in known if f"{one}.".startswith(f"{key}.")]
+        if found := below or [one for one in known if key.startswith(f"{one}.")]:
             return [(one, known[one], _meaning(one)) for one in found]
     plugin = asked.split(".")[:2]
     near = difflib.get_close_matches(asked, [*known, *(key.rpartition(".")[0] for key in known)], n=1)
@@ -111,6 +115,17 @@ def described(chosen: Spec, asked: str) -> list[tuple[str, Any, str]]:
     if settings_at(plugin):
         fix = f"it has no {'.'.join(plugin)}: look at it with '{'.'.join(plugin)}={{}}'"
     raise SpecError(f"{chosen.name} has no setting '{asked}'", fix=fix)
+
+
+def _inner(key: str, value: Any, asked: str) -> dict[str, Any]:
+    """The settings of a section inside a section, such as `model.architecture`; their defaults if it is asked for."""
+    inner = settings_at(key.split("."))
+    if key.split(".")[0] in MAPS or inner is None or not (value or f"{asked}.".startswith(f"{key}.")):
+        return {}
+    return {
+        f"{key}.{name}": (value or {}).get(name, field.get_default(call_default_factory=True))
+        for name, field in inner.model_fields.items()
+    }
 
 
 _ABSENT = object()

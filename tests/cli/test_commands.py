@@ -129,6 +129,12 @@ def test_show_explains_settings_as_they_would_be(harness: Command) -> None:
         "a fault of the machine only. (stop | skip | rollback) "
         "train.max_steps = null Optimizer steps, at most; null: no further limit. (>= 1, or null)"
     )
+    assert harness("show", "scratch", "model.architecture.positions") == 0
+    assert harness.out.startswith("model.architecture.positions = learned\n    learned: a vector for each place; ")
+    assert harness("show", "lora", "data.sentences") == 0
+    assert "\ndata.sentences.typos = 0.0\n" in harness.out, "the defaults of what is not used here"
+    assert harness("show", "lora", "data") == 0
+    assert "data.sentences.typos" not in harness.out
     assert harness("show", "lora", "rank", "--json") == 0
     assert json.loads(harness.out) == {"methods.lora.rank": {"value": 8, "meaning": "Rank R of the update. (>= 1)"}}
 
