@@ -136,7 +136,8 @@ def examples_of(table: Table, texts: list[str], predictor: Predictor) -> list[Ex
     """
     if len(texts) != len(predictor.texts):
         given, wanted = (f"{n} text column{'s' * (n != 1)}" for n in (len(texts), len(predictor.texts)))
-        raise SpecError(f"{given}, the run was trained on {wanted}", where="--column", fix=f"give {wanted}")
+        fix = f"give {wanted}: {' '.join(f'--column <{name}>' for name in predictor.texts)}"
+        raise SpecError(f"{given}, the run was trained on {wanted}", where="--column", fix=fix)
     answer = predictor.task.answer_columns(predictor.labels)
     if taken := [name for name in answer if name in table.columns]:
         raise DataError(f"a column is called '{taken[0]}' already", fix="rename it: the answer is written there")

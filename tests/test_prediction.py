@@ -126,7 +126,7 @@ def test_what_cannot_predict_says_why(copied: Path, folder: Path, tmp_path: Path
     table.write_text("text,probability_a\ngood,1\n")
     with pytest.raises(DataError, match="a column is called 'probability_a' already"):
         predict(folder, "--file", str(table))
-    with pytest.raises(SpecError, match="2 text columns, the run was trained on 1 text column"):
+    with pytest.raises(SpecError, match=r"2 text columns, the run was trained on 1 text column\n.*--column <text>$"):
         predict(folder, "--file", str(table), "--column", "text", "--column", "probability_a")
     with pytest.raises(SpecError, match=r"--out x.json: .* written as \.csv or \.jsonl\n  fix: give it such a name"):
         predict(folder, "--file", str(table), "--out", "x.json")

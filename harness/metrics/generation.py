@@ -103,7 +103,7 @@ class Generation(Metric[Continued]):
         page.update_xaxes(title_text="distinct-2")
         page.update_yaxes(title_text="perplexity", rangemode="tozero")
         axes.set(xlabel="distinct-2", ylabel="perplexity")
-        axes.set_ylim(0, 1.1 * max(y))
+        axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
         image.legend(title="text", loc="outside right upper", frameon=False, fontsize=8)
         figures.save_html(page, folder / "paragraphs.html")
         figures.save_png(image, folder / "paragraphs.png")
