@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 
-def markdown_table(columns: list[str], rows: list[list[str]]) -> str:
-    """A GitHub-flavoured table, first column left and the others right aligned."""
-    rule = "|---|" + "---:|" * (len(columns) - 1)
+def markdown_table(columns: list[str], rows: list[list[str]], *, numbers: bool = True) -> str:
+    """A GitHub-flavoured table; `numbers`: all columns but the first are right aligned."""
+    rule = "|---|" + ("---:|" if numbers else "---|") * (len(columns) - 1)
     return "\n".join(["| " + " | ".join(columns) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)])
 
 

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from harness.errors import SpecError, did_you_mean
@@ -181,9 +182,18 @@ def plugin(kind: str, name: str) -> Any:
 
 
 def build(kind: str, name: str, settings: Settings | dict[str, Any]) -> Any:
-    """Make a plug-in from its settings. Raises pydantic.ValidationError for settings that do not fit."""
+    """Make a plug-in from its settings. Raises SpecError for settings that do not fit, alone or together."""
     values = settings.model_dump() if isinstance(settings, Settings) else settings
-    return plugin(kind, name)(**values)
+    made = plugin(kind, name)
+    try:
+        return made(**values)
+    except ValidationError as error:
+        section = next(section for section in MAPS if section.removesuffix("s") == kind)
+        told = (
+            f"{'.'.join([section, name, *map(str, one['loc'])])}: {one['msg'].removeprefix('Value error, ')}"
+            for one in error.errors()
+        )
+        raise SpecError("\n".join(told)) from None
 
 
 def _named(base: ast.expr) -> str:

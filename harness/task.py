@@ -89,7 +89,10 @@ class Task(Settings, ABC):
         return []
 
     def yardsticks(self, splits: Splits, data: Data, model: Model) -> Mapping[str, Callable[[], dict[str, float]]]:
-        """What a score has to beat, by name: each returns the scores of `headline` on the test split."""
+        """What a score has to beat, by name: each returns the scores of `headline` on the test split.
+
+        `harness baselines` asks without `load_data`.
+        """
         return {}
 
     @abstractmethod

@@ -87,6 +87,14 @@ def test_texts_files_and_programs_are_answered_alike(folder: Path, tmp_path: Pat
         assert answer["probability_a"] + answer["probability_b"] == pytest.approx(1)
 
 
+def test_a_file_of_another_encoding_is_read(folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "in.csv"
+    table.write_text("text\nel niño\n", encoding="latin-1")
+    with pytest.raises(DataError, match=r"not utf-8: .*\n.*\n  fix: --encoding=latin-1, or"):
+        predict(folder, "--file", str(table))
+    assert "el niño," in predict(folder, "--file", str(table), "--encoding", "latin-1")
+
+
 @pytest.mark.parametrize("name", ["weights/trained.safetensors", "spec.yaml", "data.json"])
 def test_a_run_that_was_changed_since_does_not_predict(copied: Path, name: str) -> None:
     content = bytearray((copied / name).read_bytes())
@@ -124,8 +132,14 @@ def test_what_cannot_predict_says_why(copied: Path, folder: Path, tmp_path: Path
         predict(folder, "--file", str(table), "--out", "x.json")
     with pytest.raises(SpecError, match=r"--out x.csv: --json prints, --out writes"):
         predict(folder, "--file", str(table), "--out", "x.csv", "--json")
-    with pytest.raises(DataError, match=r"--file: in.xlsx is none of .csv"):
-        predict(folder, "--file", "in.xlsx")
+    sheet = tmp_path / "in.xlsx"
+    sheet.touch()
+    with pytest.raises(DataError, match=r"--file: .*in\.xlsx is none of .csv"):
+        predict(folder, "--file", str(sheet))
+    with pytest.raises(SpecError, match=r"--file: .*im\.csv does not exist\n  fix: did you mean '.*in\.csv'"):
+        predict(folder, "--file", str(tmp_path / "im.csv"))
+    with pytest.raises(SpecError, match=r"^--encoding latin-x: Python knows no such text encoding\n  fix: try utf-8, "):
+        predict(folder, "--file", str(table), "--encoding", "latin-x")
     for words in ([], ["good", "--file", str(table)], ["good", "--out", "x.csv"]):
         with pytest.raises(SpecError, match="give texts, or --file"):
             predict(folder, *words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from harness.errors import SpecError
+from harness.models import transformer
 from harness.specs import spec, yaml_source
 from harness.storage import PROJECT
 from harness.sweeps import space
@@ -38,6 +40,25 @@ def test_the_tree_stands_in_the_order_of_the_layers() -> None:
     tree = TEXT[TEXT.index("\nharness/  ") : TEXT.index("```", TEXT.index("\nharness/  "))]
     rooms = re.findall(r"^  ([a-z_]+)(?:\.py|/)", tree, flags=re.MULTILINE)
     assert [LAYER[room] for room in rooms] == sorted(LAYER[room] for room in rooms)
+
+
+def test_no_line_of_it_begins_twice() -> None:
+    """Such as a paragraph whose old wording was left in."""
+    begins = [line[:40] for line in TEXT.splitlines() if re.match(r"[A-Z*]", line)]
+    assert [begin for begin, count in Counter(begins).items() if count > 1] == []
+
+
+@pytest.mark.parametrize("name", ["scratch", "pretrain_clm", "pretrain_mlm"])
+def test_the_parameters_of_own_models_are_those_that_train(name: str) -> None:
+    chosen = spec.load(name)
+    (kind,) = chosen.task
+    vocabulary, labels = chosen.model.sizes.vocabulary, 3 if kind == "sequence_classification" else 0
+    model = transformer.build(chosen.model, kind, vocab_size=vocabulary, num_labels=labels, pad_token_id=0)  # type: ignore[arg-type]
+    number = sum(parameter.numel() for parameter in model.parameters())
+    (row,) = re.findall(rf"^\| `{name}` \|.*$", TEXT, flags=re.MULTILINE)
+    assert f"| {number:,} (100 %) |" in row
+    told = re.search(r"([\d.]+) million parameters", spec.story(name))
+    assert told is None or told[1] == f"{number / 1e6:.1f}"
 
 
 @pytest.mark.parametrize("line", pages.launches(TEXT))

@@ -28,6 +28,7 @@ def test_a_spec_composes_validates_and_builds(name: str) -> None:
 @pytest.mark.parametrize("name", spec.names())
 def test_a_spec_tells_its_story_and_only_what_differs(name: str) -> None:
     story = spec.story(name)
+    assert story.partition("\n")[0].endswith("."), "what `harness list` shows is a whole sentence"
     measured = any(word in story for word in ("±", "one seed", "not measured"))
     assert measured, "the score it reached, with its spread over seeds where there are some"
     own = yaml_source.read(spec.EXPERIMENTS / f"{name}.yaml").lines
@@ -194,6 +195,11 @@ MISTAKES = [
     (["tracking.register_as=a/b"], r"^tracking\.register_as=.*: a model's name, or name@alias"),
     (["tracking.register_as=a@latest"], r"^tracking\.register_as=.*: an alias"),
     (["tracking.register_as=a@"], r"^tracking\.register_as=.*: a model's name, or name@alias"),
+    (["metrics={entity_f1: {}}"], r"^metrics=\{entity_f1: \{\}\}: metrics\.entity_f1: not for sequence_classification"),
+    (["methods={lora: {rnk: 3}}"], r"^methods=\{lora: \{rnk: 3\}\}: methods\.lora\.rnk: unknown key"),
+    (["task.causal_lm.judge=x"],
+     r"^task\.causal_lm\.judge=x: task\.causal_lm: the task is sequence_classification; 'task=\{causal_lm: .*place$"),
+    (["model.architecture.layers=2"], r"its own: write model\.architecture=null$"),
     (["tracking.register_as=a", "evaluation.final=scores"], r"^tracking\.register_as=a: evaluation.final=scores keeps"),
 ]  # fmt: skip
 

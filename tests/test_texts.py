@@ -48,7 +48,7 @@ def test_documents_of_a_text_file_stay_in_one_split(tmp_path: Path) -> None:
 
 def test_mistakes_are_told_with_their_place(tmp_path: Path) -> None:
     path = book(tmp_path)
-    with pytest.raises(DataError, match=r"^data\.label: this task learns from text alone\n.*label: null"):
+    with pytest.raises(DataError, match=r"^data\.label: this task learns from text alone\n.*data\.label=null"):
         dataset.load(Data(name=str(path), text="text", label="document"), Texts())
     with pytest.raises(DataError, match=r"^data\.label: this task learns labels"):
         dataset.load(Data(name=str(path), text="text", label=None), Classes())

@@ -45,6 +45,9 @@ def test_the_card_has_its_score_among_its_yardsticks(folder: Path) -> None:
         f"{folder.name} (this run)",
     ):
         assert f"| {name} |" in card
+    assert "| split | rows | digest |" in card, "there are no labels to count"
+    assert "| `task.instruction_tuning.packing` | false |" in card
+    assert "a folder beside it holds one method" in card
     assert json.loads((folder / "data.json").read_text())["tokens"]["train"]["template"] == "chat"
 
 

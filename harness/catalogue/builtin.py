@@ -120,8 +120,8 @@ CORPORA = ("news",)
 DATA = (*RATINGS, *CORPORA, *MADE)
 
 
-def model_path(name: str) -> Path:
-    """A folder that `from_pretrained` reads: config, weights, tokenizer.
+def model_path(name: str, where: str = "model.name") -> Path:
+    """A folder that `from_pretrained` reads: config, weights, tokenizer. `where`: the setting that names it.
 
     `minilm` is all-MiniLM-L6-v2 (Apache-2.0): BERT with 6 layers, hidden size 384, 22.7 million parameters, distilled
     (Wang et al. 2020, arXiv 2002.10957) and trained on sentence pairs (Reimers & Gurevych 2019, arXiv 1908.10084).
@@ -134,7 +134,7 @@ def model_path(name: str) -> Path:
         StorageError: the cache cannot be written.
     """
     if name not in MODELS:
-        raise ModelError(f"no built-in model is called '{name}'", fix=did_you_mean(name, MODELS))
+        raise ModelError(f"no built-in model is called '{name}'", where=where, fix=did_you_mean(name, MODELS))
     if name == "smollm2":
         (digest,) = _SMOLLM2.files.values()
         with _kept("smollm2"):

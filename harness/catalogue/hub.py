@@ -30,22 +30,22 @@ _NO_TEXT_MODEL = (
 )
 
 
-def resolve(name: str, revision: str | None = None) -> str:
+def resolve(name: str, revision: str | None = None, where: str = "model.name") -> str:
     """What `from_pretrained` can read: a folder, or an id on the Hub.
 
     An id that is in the cache is told as the folder it has there if the Hub cannot be asked, so that no network is
-    needed; a note says so.
+    needed; a note says so. `where`: the setting that names it.
 
     Raises:
         ModelError: no such built-in, folder or id, an id that is not in the cache while the Hub cannot be asked, or a
             revision of something that is not on the Hub.
     """
-    if folder := _local_folder(name):
+    if folder := _local_folder(name, where):
         if revision:
             raise ModelError("only models of the Hub have a revision", where="model.revision", fix="leave it out")
         return str(folder)
     try:
-        require_reachable(name, ModelError, "model.name")
+        require_reachable(name, ModelError, where)
     except ModelError:
         if folder := _cached_folder(name, revision):
             from huggingface_hub import constants
@@ -89,9 +89,10 @@ def is_id(name: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name, re.ASCII) is not None
 
 
-def _local_folder(name: str) -> Path | None:
+def _local_folder(name: str, where: str = "model.name") -> Path | None:
+    """The folder of a built-in or of a path; None of what may be an id. Raises ModelError."""
     if name.startswith(builtin.PREFIX):
-        return builtin.model_path(name.removeprefix(builtin.PREFIX))
+        return builtin.model_path(name.removeprefix(builtin.PREFIX), where)
     fix = f"give a folder with config.json, an id on the Hub, or a built-in: {builtin.PREFIX}{builtin.MODELS[0]}"
     try:
         path = Path(name).expanduser()
@@ -99,11 +100,11 @@ def _local_folder(name: str) -> Path | None:
             return path
         is_file = path.is_file()
     except (OSError, RuntimeError) as error:  # a name that is too long, a home folder that is not known
-        raise ModelError("no folder has such a name", where="model.name", why=str(error), fix=fix) from error
+        raise ModelError("no folder has such a name", where=where, why=str(error), fix=fix) from error
     if is_file:
-        raise ModelError(f"{name} is a file", where="model.name", fix=f"give the folder it is in: {path.parent}")
+        raise ModelError(f"{name} is a file", where=where, fix=f"give the folder it is in: {path.parent}")
     if is_path(name) or not is_id(name):
-        raise ModelError(f"there is no folder {name}", where="model.name", fix=fix)
+        raise ModelError(f"there is no folder {name}", where=where, fix=fix)
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import json
 import sys
 from pathlib import Path
@@ -23,8 +24,23 @@ def _typed(texts: list[str], columns: list[str]) -> Table:
 
     rows = [texts] if len(columns) == 2 else [[text] for text in texts]
     if len(rows[0]) != len(columns):
-        raise SpecError("the run was trained on pairs of texts", fix="give the two texts of one pair, or --file")
+        what = f"the run was trained on pairs of texts: {' and '.join(columns)}"
+        raise SpecError(what, fix="give the two texts of one pair, or --file")
     return Table(columns, [(f"text {i}", dict(zip(columns, row, strict=True))) for i, row in enumerate(rows, 1)])
+
+
+def _check(file: Path, encoding: str) -> None:
+    """Raise SpecError for a file that is not there, or an encoding that does not exist."""
+    if not file.exists():
+        beside = [path.name for path in file.parent.glob("*") if path.is_file()]
+        near = difflib.get_close_matches(file.name, beside, n=1)
+        fix = f"did you mean '{file.parent / near[0]}'?" if near else "name a file that is there"
+        raise SpecError(f"{file} does not exist", where="--file", fix=fix)
+    try:
+        "text".encode(encoding)
+    except LookupError:
+        fix = "try utf-8, utf-16, latin-1 or cp1252"
+        raise SpecError("Python knows no such text encoding", where=f"--encoding {encoding}", fix=fix) from None
 
 
 def _finished(incomplete: str) -> list[str]:
@@ -43,6 +59,7 @@ def predict(
     column: Annotated[
         list[str] | None, typer.Option(help="with --file: the text's column, or twice, default as in training")
     ] = None,
+    encoding: Annotated[str, typer.Option(help="with --file: of a file of text")] = "utf-8",
     output: Annotated[Path, typer.Option(help="the folder of runs, relative to the project")] = Path("mlruns"),
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
@@ -57,6 +74,8 @@ def predict(
         raise SpecError("--json prints, --out writes", where=f"--out {out}", fix="leave out one of them")
     if out and out.suffix not in (".csv", ".jsonl"):
         raise SpecError("the answer is written as .csv or .jsonl", where=f"--out {out}", fix="give it such a name")
+    if file:
+        _check(file, encoding)
     is_replaced = bool(out and out.exists())
     if file and out and is_replaced and file.exists() and file.samefile(out):
         raise SpecError("that is the file with the texts", where=f"--out {out}", fix="name another file")
@@ -70,7 +89,7 @@ def predict(
         threads.before_torch()
         predictor = prediction.Predictor(run, folder_of_runs(output), Terminal())
         names = column or predictor.texts
-        table = files.read_file(file, where="--file") if file else _typed(texts or [], names)
+        table = files.read_file(file, encoding, where="--file") if file else _typed(texts or [], names)
         table = dataclasses.replace(table, cells=list(table.cells))  # the file may change before the answers are there
         answers = predictor.predict(prediction.examples_of(table, names, predictor)).answers()
     if as_json:

@@ -168,9 +168,8 @@ def _rows(table: Table, data: Data, labelling: Labelling, prefix: str) -> tuple[
     for where, name in wanted:
         if name not in table.columns:
             why = f"columns: {', '.join(table.columns) or 'none'}"
-            raise DataError(
-                f"no column is called '{name}'", where=where, why=why, fix=did_you_mean(name, table.columns)
-            )
+            fix = _column_fix(name, where, table.columns)
+            raise DataError(f"no column is called '{name}'", where=where, why=why, fix=fix)
     rows: list[Row] = []
     blank: list[tuple[str, str]] = []
     file, number = None if labelling.has_labels else TextFile(), 0
@@ -194,13 +193,21 @@ def _rows(table: Table, data: Data, labelling: Labelling, prefix: str) -> tuple[
     return rows, missing
 
 
+def _column_fix(name: str, where: str, columns: list[str]) -> str:
+    """What to do about a column that is not there: the nearest one, or how another is named."""
+    if (near := did_you_mean(name, columns)).startswith("did"):
+        return near
+    without = "; data.group=null if the rows belong to no groups" if where == "data.group" else ""
+    return f"name one of them: {where}=<column>{without}"
+
+
 def _label_column(data: Data, labelling: Labelling) -> str | None:
     """`data.label`. Raises DataError where the task and the spec do not agree about whether there are labels."""
     if labelling.has_labels and data.label is None:
         fix = "name the column that holds what is to be learnt"
         raise DataError("this task learns labels, and data.label is null", where="data.label", fix=fix)
     if data.label and not labelling.has_labels:
-        raise DataError("this task learns from text alone", where="data.label", fix="write label: null")
+        raise DataError("this task learns from text alone", where="data.label", fix="data.label=null")
     return data.label
 
 
@@ -219,7 +226,7 @@ def unlabelled(table: Table, texts: list[str], labelling: Labelling, where: str)
     if odd := [name for name in texts if name not in table.columns]:
         why = f"columns: {', '.join(table.columns) or 'none'}"
         what = f"no column is called '{odd[0]}'"
-        raise DataError(what, where=where, why=why, fix=did_you_mean(odd[0], table.columns))
+        raise DataError(what, where=where, why=why, fix=_column_fix(odd[0], where, table.columns))
     rows = [(place, [record.get(name) for name in texts]) for place, record in table.cells]
     read = [(place, cells, labelling.texts(cells, place, texts)) for place, cells in rows]
     if blank := [place for place, _, found in read if any(map(_is_blank, found))]:

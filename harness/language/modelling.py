@@ -90,7 +90,7 @@ def read(
     _tell(name, found.facts)
     if not len(found):
         what = f"{name} has no tokens" if not found.facts["tokens"] else f"no text of {name} has two tokens"
-        raise DataError(what, where="data", why=_told(found.facts), fix="give more text, or clean it less")
+        raise DataError(what, where="data", why=_told(found.facts), fix=_fix(found.facts))
     return found
 
 
@@ -121,6 +121,15 @@ def _tell(name: str, facts: dict[str, Any]) -> None:
     """Say what cleaning changed, if it did."""
     if told := _told(facts):
         notes.note(f"{name}, cleaned: {told}")
+
+
+def _fix(facts: dict[str, Any]) -> str:
+    """What to do where too little is left: the rule that took most of the lines is named."""
+    ways = {"script": "script=any", "language": "language=any", "mojibake": "mojibake=repair"}
+    most = max(ways, key=lambda reason: int(facts["cleaning"].get(f"lines_dropped_{reason}", 0)))
+    if not facts["cleaning"].get(f"lines_dropped_{most}"):
+        return "give more text"
+    return f"give more text, or clean it less: {ways[most]} among the settings of the task"
 
 
 def _told(facts: dict[str, Any]) -> str:

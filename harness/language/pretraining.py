@@ -45,11 +45,11 @@ class Pretraining(Task):
     characters: Literal["all", "text"] = "text"
     """text: letters, digits, punctuation, currency and mathematical signs of all scripts; others go, counted."""
     script: str = "any"
-    """Such as latin: lines with too many letters of other scripts are dropped, counted."""
+    """any, or such as latin: lines with too many letters of other scripts are dropped, counted."""
     max_foreign: float = Field(default=0.3, ge=0, le=1)
     """The largest share of a line's letters that may be of other scripts than `script`."""
     language: str = "any"
-    """english, spanish, german or french: lines with too few of its most frequent words are dropped, counted."""
+    """any, or english, spanish, german, french: lines with too few of its most frequent words are dropped, counted."""
     min_stop_words: float = Field(default=0.1, ge=0, le=1)
     """The smallest share of them among a line's words; lines of fewer than ten words are not judged."""
 
@@ -77,6 +77,11 @@ class Pretraining(Task):
         """The same of texts as the split `inputs`."""
         self._open(model)
         return self._read("inputs", examples)
+
+    def _read_once(self, splits: Splits, model: Model) -> None:
+        """Read the splits, if nobody did."""
+        if "train" not in self._chunks:
+            self.load_data(splits, model)
 
     def _open(self, model: Model, texts: Callable[[], Iterator[str]] | None = None) -> None:
         """Load the model's tokenizer; an own model's is trained on the texts."""

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.catalogue import hub
+from harness.errors import ModelError
+from harness.language import generation
 from harness.language.chunks import Chunks
 from harness.predictions import Paragraph
 
@@ -58,14 +60,29 @@ def write_on(
 class Judge:
     """A causal language model with a tokenizer of its own."""
 
-    def __init__(self, name: str) -> None:
-        """Raises ModelError: it cannot be loaded."""
+    def __init__(self, name: str, where: str) -> None:
+        """`where`: the setting that names it.
+
+        Raises:
+            ModelError: it cannot be loaded, is no causal language model, or its tokenizer does not tell places.
+        """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        with hub.explained("judge", name), hub.quiet_loading():
-            folder = hub.resolve(name)
+        reader: Any = AutoModelForCausalLM
+        with hub.explained("judge", name, where=where), hub.quiet_loading():
+            folder = hub.resolve(name, where=where)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+            model, info = reader.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            )
+        fix = "take a causal language model, such as builtin:smollm2"
+        if missing := sorted(info["missing_keys"]):
+            why = f"without weights: {', '.join(missing[:3])}"
+            raise ModelError(f"'{name}' is no causal language model", where=where, why=why, fix=fix)
+        if generation.sees_ahead(model, [0, 1, 2, 3]):
+            raise ModelError(f"'{name}' sees the tokens that it is to predict", where=where, fix=fix)
+        if not self._tokenizer.is_fast:
+            raise ModelError(f"the tokenizer of '{name}' does not tell places of its tokens", where=where, fix=fix)
         self._model = model.eval()
 
     @torch.inference_mode()

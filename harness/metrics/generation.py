@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +19,8 @@ from harness.predictions import Continued, Paragraph
 from harness.storage import finite, write_json, write_text
 
 Tokens = Sequence[int]
+_COHERENCE = ("coherence", "coherence_reference")
+"""Nats per token, at most 0, of what was written and of the text that stands there in truth."""
 
 
 class Generation(Metric[Continued]):
@@ -23,6 +28,7 @@ class Generation(Metric[Continued]):
 
     distinct-n is the number of different n-grams over the number of tokens, pooled over all paragraphs, none reaching
     from one into the next. It falls with the length of what is written: compare only models that wrote equally much.
+    Where a judge was named, `test/coherence` and `test/coherence_reference` stand beside them.
     """
 
     produces: ClassVar[tuple[str, ...]] = ("distinct_1", "distinct_2", "repetition")
@@ -32,10 +38,13 @@ class Generation(Metric[Continued]):
     """`repetition` is the share of n-grams of so many tokens that stood in the same paragraph before."""
 
     def compute(self, predictions: Continued) -> dict[str, float]:
-        """Of the text that was written alone, without prompts."""
+        """Of the text that was written alone, without prompts; `coherence` is the mean over judged paragraphs."""
         written = [paragraph.tokens for paragraph in predictions.paragraphs]
         pooled = {f"distinct_{n}": distinct(written, n) for n in (1, 2)}
-        return {**pooled, "repetition": repetition(written, self.repeated)}
+        facts = [self.facts(paragraph) for paragraph in predictions.paragraphs]
+        judged = {key: [v for one in facts if (v := one[key]) is not None] for key in _COHERENCE}
+        means = {key: sum(values) / len(values) for key, values in judged.items() if values}
+        return {**pooled, "repetition": repetition(written, self.repeated), **means}
 
     def write(self, predictions: Continued, folder: Path) -> None:
         """paragraphs.json, paragraphs.md, paragraphs.html and paragraphs.png: perplexity against distinct-2."""
@@ -50,7 +59,7 @@ class Generation(Metric[Continued]):
         if not predictions.paragraphs:
             return ""
         names = {"tokens": "tokens", "perplexity": "perplexity", "distinct_2": "distinct-2", "repetition": "repetition"}
-        names |= {"coherence": "coherence (judge)", "coherence_reference": "of the true text"}
+        names |= dict(zip(_COHERENCE, ("coherence", "true text"), strict=True))
         facts = [self.facts(paragraph) for paragraph in predictions.paragraphs]
         shown = [key for key in names if any(one[key] is not None for one in facts)]
         table = [
@@ -58,7 +67,8 @@ class Generation(Metric[Continued]):
         ]
         remarks = (
             f"Perplexity: the model's own, of what it wrote. Repetition: share of {self.repeated}-grams that stood in "
-            "the paragraph before. Coherence: mean log-likelihood of a token after the prompt under the judge"
+            "the paragraph before. Coherence: mean log-likelihood of a token after the prompt under the judge, beside "
+            "that of the true text"
         )
         missing = "" if "coherence" in shown else "; nobody judged these"
         texts = [_written_on(paragraph.prompt, paragraph.text) for paragraph in predictions.paragraphs]
@@ -84,15 +94,16 @@ class Generation(Metric[Continued]):
         x, y = [one["distinct_2"] for one in facts], [one["perplexity"] for one in facts]
         names, title = [paragraph.id for paragraph in paragraphs], "What it writes"
         page, image = figures.page(title, 760, 480), figures.image(title, 7.2, 4.4)
-        page.add_scatter(x=x, y=y, mode="markers+text", text=names, textposition="top center")
+        axes: Any = figures.calm(image.subplots())
+        for name, across, up, colour in zip(names, x, y, itertools.cycle(figures.COLOURS), strict=False):
+            page.add_scatter(x=[across], y=[up], mode="markers", name=escape(name), marker={"color": colour, "size": 9})
+            axes.scatter(across, up, color=colour, label=name)
+        page.update_layout(showlegend=True, legend_title_text="text")
         page.update_xaxes(title_text="distinct-2")
         page.update_yaxes(title_text="perplexity", rangemode="tozero")
-        axes: Any = figures.calm(image.subplots())
-        axes.scatter(x, y, color=figures.COLOURS[0])
-        for name, *place in zip(names, x, y, strict=True):
-            axes.annotate(name, place, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
         axes.set(xlabel="distinct-2", ylabel="perplexity")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(y))
+        image.legend(title="text", loc="outside right upper", frameon=False, fontsize=8)
         figures.save_html(page, folder / "paragraphs.html")
         figures.save_png(image, folder / "paragraphs.png")
 
@@ -120,10 +131,17 @@ def _shown(value: float | None) -> str:
 
 
 def _written_on(prompt: str, text: str) -> str:
-    """On one line, the prompt in bold; one that ends inside a word goes on in it."""
+    """On one line, the prompt in bold; one that ends inside a word goes on in it.
+
+    Marks at its end are not bold: Markdown ends no emphasis between a mark and a letter.
+    """
     between = " " if prompt[-1:].isspace() or text[:1].isspace() else ""
-    return f"**{_line(prompt)}**{between}{_line(text)}"
+    given = " ".join(prompt.split())
+    words = re.sub(r"[\W_]+$", "", given)
+    bold = f"**{_plain(words)}**" if words else ""
+    return f"{bold}{_plain(given[len(words) :])}{between}{_plain(' '.join(text.split()))}"
 
 
-def _line(text: str) -> str:
-    return " ".join(text.split())
+def _plain(text: str) -> str:
+    """Of which Markdown reads nothing as markup."""
+    return re.sub(r"[\\`*_<>\[\]~&]", r"\\\g<0>", text)

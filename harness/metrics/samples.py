@@ -36,7 +36,7 @@ class Samples(Metric[Completed]):
         write_json(folder / "samples.json", split)
         cells = [[_cell(row[name]) for name in _COLUMNS[:5]] for row in rows[: self.shown]]
         title = f"{min(self.shown, len(rows))} of {len(rows)} rows"
-        write_text(folder / "samples.md", f"{title}\n\n{markdown_table(list(_COLUMNS[:5]), cells)}\n")
+        write_text(folder / "samples.md", f"{title}\n\n{markdown_table(list(_COLUMNS[:5]), cells, numbers=False)}\n")
 
 
 def _rows(predictions: Completed) -> list[dict[str, Any]]:
@@ -54,8 +54,8 @@ def _rows(predictions: Completed) -> list[dict[str, Any]]:
 
 
 def _cell(value: Any) -> str:
-    """A value in one cell of a Markdown table; nothing of it is read as HTML."""
-    text = "" if value is None else str(value)
-    for mark, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("\r", ""), ("\n", "<br>")):
+    """A value in one cell of a Markdown table; nothing of it is read as HTML, which MLflow shows as it is written."""
+    text = "" if value is None else ("yes" if value else "no") if isinstance(value, bool) else str(value)
+    for mark, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("\r", ""), ("\n", " ↵ ")):
         text = text.replace(mark, written)
     return text

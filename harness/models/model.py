@@ -56,9 +56,9 @@ class Model(Settings):
     @model_validator(mode="after")
     def _architecture_is_used(self) -> Self:
         if self.architecture and self.name != OWN:
-            raise ValueError(f"architecture is for {OWN}; {self.name} has its own")
+            raise ValueError(f"architecture is for {OWN}; {self.name} has its own: write model.architecture=null")
         if self.tokenizer and self.name != OWN:
-            raise ValueError(f"tokenizer is for {OWN}; {self.name} has its own")
+            raise ValueError(f"tokenizer is for {OWN}; {self.name} has its own: write model.tokenizer=null")
         return self
 
     @property

@@ -39,17 +39,19 @@ def load(model: Model, texts: Callable[[], Iterable[str]] | None = None) -> Any:
         StorageError: the cache cannot be written.
     """
     if not model.is_own or model.tokenizer:
-        return _loaded(model.tokenizer or model.name, model.revision)
+        where = "model.tokenizer" if model.tokenizer else "model.name"
+        return _loaded(model.tokenizer or model.name, model.revision, where)
     if texts is None:
-        raise ModelError(f"{model.name} has no tokenizer before one is trained", where="model.tokenizer")
+        fix = "name one: model.tokenizer=<a Hub id, a folder or a built-in>"
+        raise ModelError(f"{model.name} has no tokenizer before one is trained", where="model.tokenizer", fix=fix)
     return _trained(texts, model.sizes.vocabulary, model.sizes.max_length)
 
 
-def _loaded(name: str, revision: str | None) -> Any:
+def _loaded(name: str, revision: str | None, where: str) -> Any:
     from transformers import AutoTokenizer
 
-    with hub.explained("tokenizer", name), hub.quiet_loading():
-        folder = hub.resolve(name, revision)
+    with hub.explained("tokenizer", name, where=where), hub.quiet_loading():
+        folder = hub.resolve(name, revision, where)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
     if not tokenizer.is_fast:
         notes.note(f"the tokenizer of '{name}' exists in Python only: reading texts takes many times longer")
@@ -65,10 +67,14 @@ def _trained(texts: Callable[[], Iterable[str]], vocabulary: int, max_length: in
     folder = cache_folder() / "tokenizers" / digest.hexdigest()[:32]
     if not folder.is_dir():
         _keep(_train(texts(), vocabulary), folder)
-    return PreTrainedTokenizerFast(
+    trained = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"), model_input_names=["input_ids", "attention_mask"],
         model_max_length=max_length, **SPECIAL,
     )  # fmt: skip
+    if (size := len(trained)) != vocabulary:
+        many, few = "bytes and special tokens are so many", "the texts have no more pairs that occur twice"
+        notes.note(f"a vocabulary of {size:,} tokens, not of {vocabulary:,}: {many if size > vocabulary else few}")
+    return trained
 
 
 def _train(texts: Iterable[str], vocabulary: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -95,12 +96,20 @@ def model_card(
 ) -> str:
     """Data, method, scores, limits and fingerprint in one page of Markdown; `compressed` is a section of its own."""
     report = loaded.splits.report["splits"]
+    has_labels = any(facts["labels"] for facts in report.values())
     data_rows = [
-        [split, str(facts["rows"]), ", ".join(f"{k} {v}" for k, v in facts["labels"].items()), facts["digest"][:19]]
+        [
+            split, f"{facts['rows']:,}", *[", ".join(f"{k} {v:,}" for k, v in facts["labels"].items())] * has_labels,
+            facts["digest"][:19],
+        ]
         for split, facts in report.items()
-    ]
+    ]  # fmt: skip
     scored = ", ".join(f"{title} {own[key]:.3f}" for key, title in loaded.task.headline.items())
     labels = f"; labels: {', '.join(loaded.splits.labels)}" if loaded.splits.labels else ""
+    beside = (
+        "; a folder beside it holds one method and the head, in the format of that method's users, without the other "
+        "methods"
+    ) * bool(spec.methods)
     kind = "Random weights of" if spec.model.is_own else "Pretrained model"
     wanted = ("test/", "merge/", "memory/", "time/")
     numbers = [[key, f"{value:.4g}"] for key, value in sorted(scores.items()) if key.startswith(wanted)]
@@ -123,12 +132,11 @@ def model_card(
                 markdown_table(["", "parameters", "of full fine-tuning"], parameter_rows(assembled)),
                 *(f"`{method}`: {note}" for method, note in assembled.notes.items()),
                 "## Data",
-                markdown_table(["split", "rows", "labels", "digest"], data_rows),
+                markdown_table(["split", "rows", *["labels"] * has_labels, "digest"], data_rows),
                 "## Limits",
                 "One seed says nothing about a method: compare replicates. The scores hold for texts like those above, "
                 f"truncated as the spec says{labels}.",
-                "`weights/trained.safetensors` holds everything that was trained; a folder beside it holds one method "
-                "and the head, in the format of that method's users, without the other methods.",
+                f"`weights/trained.safetensors` holds everything that was trained{beside}.",
             ]
         )
         + "\n"
@@ -139,7 +147,10 @@ def _settings(spec: Spec, scores: dict[str, float]) -> list[list[str]]:
     """How it was trained; spec.yaml has every setting."""
     known = {key: value for key, value in spec.flat().items() if key.startswith(("task.", "methods.", "train."))}
     known |= {"precision": spec.precision, "steps taken": int(scores["train/steps"])}
-    return [[f"`{key}`" if "." in key else key, str(value)] for key, value in known.items()]
+    return [
+        [f"`{key}`" if "." in key else key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
+        for key, value in known.items()
+    ]
 
 
 def write_card(text: str, folder: Path) -> None:

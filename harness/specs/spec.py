@@ -178,6 +178,11 @@ def _validate_plugins(composed: dict[str, Any]) -> tuple[dict[str, Any], list[An
         if not isinstance(given, dict):
             continue
         sections[section] = dict.fromkeys(given, Settings())
+        if section == "task" and len(given) > 1:
+            first, *others = given
+            hint = f"the task is {first}; 'task={{{others[-1]}: {{}}}}' takes its place"
+            problems.append({"type": "many_tasks", "loc": (section, others[-1]), "msg": hint, "input": {}})
+            given, sections[section] = {first: given[first]}, {first: Settings()}
         for name, settings in given.items():
             if name not in registry.names(kind):
                 hint = f"no {kind} is called so; {did_you_mean(name, registry.names(kind))}"

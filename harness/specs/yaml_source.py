@@ -119,8 +119,10 @@ class Places:
         for end in range(len(path), 0, -1):
             key = ".".join(path[:end])
             for override in reversed(self.overrides):
-                given = override.lstrip("+~").split("=", 1)[0]
-                if given == key or given.startswith(f"{key}."):
+                given, _, value = override.lstrip("+~").partition("=")
+                inside = key.removeprefix(f"{given}.").split(".")  # of a map such as metrics={f1: {}}
+                is_inside = key.startswith(f"{given}.") and all(re.search(rf"\b{one}\b", value) for one in inside)
+                if given == key or given.startswith(f"{key}.") or is_inside:
                     return override
             for source in reversed(self.files):
                 if key in source.lines:

@@ -166,7 +166,9 @@ def render(plan: Plan) -> str:
         f"{goals}; sampler {_named(space.sampler)}, pruner {_named(space.pruner)}, {_several(space.workers, 'worker')}"
     )
     kept = f"by {space.objective[0].metric}" if plan.keeps_by_objective else "as early_stopping says"
-    lines.append(f"each trial keeps its best checkpoint, and stops early, {kept}")
+    patience = [plan.spec(arm, plan.first(arm)).early_stopping.patience for arm in space.arms]
+    early = ", and stops early," if all(patience) else ", and may stop early," if any(patience) else ""
+    lines.append(f"each trial keeps its best checkpoint{early} {kept}")
     lines += [f"NOTE not the same for all experiments: {line}" for line in plan.budgets()]
     runs = space.confirm.top * len(space.confirm.seeds) * len(space.arms) if space.confirm else 0
     if space.confirm:

@@ -20,6 +20,8 @@ from harness.language.pretraining import Pretraining
 from harness.models.model import Model
 from harness.predictions import Continued, Paragraph
 
+_JUDGE = "task.causal_lm.judge"
+
 
 class CausalLM(Pretraining):
     """The next token; loss: cross-entropy averaged over all tokens that are predicted.
@@ -40,8 +42,13 @@ class CausalLM(Pretraining):
     temperature: float = Field(default=1.0, gt=0)
     """Below 1 likely tokens are written more often."""
     judge: str | None = None
-    """A stronger causal language model (a local folder or a Hub id) that says how coherent the paragraphs of the test
-    split are; null: nobody does."""
+    """A stronger causal language model (a local folder, a Hub id, builtin:smollm2) that says how coherent the
+    paragraphs of the test split are; null: nobody does."""
+
+    def load_data(self, splits: Splits, model: Model) -> dict[str, Any]:
+        """The same, and see that there is a judge where one is named: it is asked only at the end of a run."""
+        self._named_judge()
+        return super().load_data(splits, model)
 
     def load_inputs(self, examples: list[Example], labels: list[str], model: Model) -> dict[str, Any]:
         """The same of texts whose likelihood is asked for: one row each, however long it is."""
@@ -69,6 +76,7 @@ class CausalLM(Pretraining):
 
     def yardsticks(self, splits: Splits, data: Data, model: Model) -> Mapping[str, Callable[[], dict[str, float]]]:
         """A unigram model, and a trigram one with Kneser-Ney smoothing, on the same tokens."""
+        self._read_once(splits, model)
         train, test = self._chunks["train"], self._chunks["test"]
         return lm.yardsticks(train, test, 1, lm.new_tokens(test, 1), len(self._tokenizer))
 
@@ -123,6 +131,8 @@ class CausalLM(Pretraining):
 
     def _judge(self) -> writing.Judge | None:
         if self.judge is None:
-            notes.note("nobody judges how coherent the paragraphs are: name a stronger model as task.causal_lm.judge")
-            return None
-        return writing.Judge(self.judge)
+            notes.note(f"nobody judges how coherent the paragraphs are: name a stronger model as {_JUDGE}")
+        return self._named_judge()
+
+    def _named_judge(self) -> writing.Judge | None:
+        return None if self.judge is None else writing.Judge(self.judge, _JUDGE)

@@ -74,6 +74,7 @@ class MaskedLM(Pretraining):
 
     def yardsticks(self, splits: Splits, data: Data, model: Model) -> Mapping[str, Callable[[], dict[str, float]]]:
         """A unigram model, and a trigram one with Kneser-Ney smoothing, on the same hidden tokens."""
+        self._read_once(splits, model)
         chunks = self._chunks["test"]
         hidden = [
             first - len(self._frame[0]) + np.flatnonzero(self._row("test", row, None)[1] != losses.IGNORE)

@@ -101,6 +101,10 @@ def test_cuts_make_classes() -> None:
 def test_a_built_in_has_its_own_columns() -> None:
     with pytest.raises(DataError, match=r"data.label: no column is called 'lable'\n.*text, label, doc.*\n.*'label'"):
         load(data("builtin:tweets", label="lable"))
+    with pytest.raises(DataError, match=r"(?s)data\.label: .*fix: name one of them: data\.label=<column>$"):
+        load(data("builtin:tweets", label="xyz"))
+    with pytest.raises(DataError, match=r"(?s)data\.group: .*data\.group=<column>; data\.group=null if the rows"):
+        load(data("builtin:tweets", group="xyz"))
     with pytest.raises(DataError, match=r"no built-in data set is called 'tweet'"):
         load(data("builtin:tweet"))
     with pytest.raises(DataError, match=r"only data sets of the Hub have a subset"):

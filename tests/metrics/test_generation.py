@@ -35,11 +35,22 @@ def test_it_is_pooled() -> None:
     assert Generation().compute(continued([])) == {"distinct_1": 0, "distinct_2": 0, "repetition": 0}
 
 
+def test_coherence_is_the_mean_over_what_was_judged() -> None:
+    made = continued([[1, 2], [3, 4], [5, 6]], 3.5)
+    paragraphs = [dataclasses.replace(made.paragraphs[0], judged=1.5), made.paragraphs[1],
+                  dataclasses.replace(made.paragraphs[2], judged=None)]  # fmt: skip
+    found = Generation().compute(dataclasses.replace(made, paragraphs=paragraphs))
+    assert (found["coherence"], found["coherence_reference"]) == (-2.5, -3.5)
+
+
 def test_a_prompt_that_ends_inside_a_word_goes_on_in_it() -> None:
     made = continued([[1, 2]])
     inside = dataclasses.replace(made.paragraphs[0], prompt="The centre-left gover", text="nment has\nbeen")
     told = Generation().section(dataclasses.replace(made, paragraphs=[inside]))
     assert "**The centre-left gover**nment has been" in told
+    marked = dataclasses.replace(made.paragraphs[0], prompt='"He said: ', text="*no* <b>_x_</b>\\ & **")
+    told = Generation().section(dataclasses.replace(made, paragraphs=[marked]))
+    assert told.endswith(r'**"He said**: \*no\* \<b\>\_x\_\</b\>\\ \& \*\*')
 
 
 @pytest.mark.parametrize("judged", [None, 3.5])
@@ -54,7 +65,7 @@ def test_paragraphs_are_written_for_people_and_programs(judged: float | None, tm
     told = (tmp_path / "paragraphs.md").read_text()
     assert "**It began** and | went on 1" in told
     assert ("nobody judged these" in told) == (judged is None)
-    assert ("coherence (judge)" in told) == (judged is not None)
+    assert ("| coherence | true text |" in told) == (judged is not None)
 
 
 def test_the_card_has_them() -> None:

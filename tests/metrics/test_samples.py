@@ -22,6 +22,7 @@ def test_every_row_is_in_the_tables_and_the_first_in_the_page(tmp_path: Path) ->
     assert table["columns"] == list(rows[0])
     assert [row[table["columns"].index("generated")] for row in table["data"]] == ["a | <b>\nc", None, "z"]
     page = (tmp_path / "samples.md").read_text(encoding="utf-8")
-    assert page.startswith("2 of 3 rows\n\n| id | prompt | reference | generated | exact |")
-    assert "a \\| &lt;b&gt;<br>c" in page
+    assert page.startswith("2 of 3 rows\n\n| id | prompt | reference | generated | exact |\n|---|---|---|---|---|\n")
+    assert "| no |" in page
+    assert "a \\| &lt;b&gt; ↵ c" in page
     assert "ask 2" not in page

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness import notes
 from harness.errors import ModelError
 from harness.models import tokenizing
 from harness.models.model import Architecture, Model
@@ -76,8 +77,27 @@ def test_a_process_that_was_slower_takes_what_is_there(tmp_path: Path) -> None:
 
 
 def test_without_texts_there_is_none() -> None:
-    with pytest.raises(ModelError, match=r"model\.tokenizer: builtin:transformer has no tokenizer"):
+    with pytest.raises(ModelError, match=r"(?s)model\.tokenizer: builtin:transformer has no tokenizer.*fix: name one"):
         tokenizing.load(model())
+
+
+@pytest.mark.parametrize("name", ["builtin:nothing", "./nowhere", "some/model"])
+def test_one_that_is_not_there_is_told_with_the_setting_that_names_it(name: str) -> None:
+    with pytest.raises(ModelError, match=r"^model\.tokenizer: "):
+        tokenizing.load(model().model_copy(update={"tokenizer": name}))
+    with pytest.raises(ModelError, match=r"^model\.name: "):
+        tokenizing.load(Model(name=name, revision=None))
+
+
+@pytest.mark.parametrize(("asked", "told"), [(16, "so many"), (9000, "no more pairs"), (280, "")])
+def test_a_vocabulary_of_another_size_is_said(
+    asked: int, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notes, "_told", set())
+    size = len(tokenizing.load(model(asked), lambda: TEXTS))
+    said = capsys.readouterr().err
+    assert (f"a vocabulary of {size:,} tokens, not of {asked:,}: " in said) == bool(told)
+    assert told in said
 
 
 def test_one_that_is_named_is_taken(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from harness import registry
@@ -110,6 +111,8 @@ def test_yardsticks_are_judged_on_the_targets_of_the_model(gpt: Path) -> None:
     known = task.yardsticks(splits(LENGTHS), None, None)  # type: ignore[arg-type]
     assert known["unigram"]() == pytest.approx({"perplexity": np.exp(nll), "nll": nll})
     assert np.isfinite(known["trigram Kneser-Ney"]()["nll"])
+    anew = type(task)(**task.model_dump()).yardsticks(splits(LENGTHS), None, Model(name=str(gpt), revision=None))  # type: ignore[arg-type]
+    assert anew["unigram"]() == known["unigram"](), "`harness baselines` asks before anything is read"
 
 
 def test_what_it_writes_is_the_same_each_time_and_holds_no_special_tokens(gpt: Path) -> None:
@@ -140,6 +143,23 @@ def test_a_judge_tells_what_the_text_is_worth_after_the_prompt(gpt: Path) -> Non
     assert one.judged_reference is not None
     unjudged = task.predict(model, "validation", range(task.num_rows("validation")), 10**6).paragraphs
     assert {paragraph.judged for paragraph in unjudged} == {None}
+
+
+def test_a_judge_is_found_wanting_before_anything_is_read(gpt: Path, tmp_path: Path) -> None:
+    """It is asked at the end of a run only: too late to hear that there is none."""
+    bert, lacking = checkpoint(tmp_path / "bert", "bert"), checkpoint(tmp_path / "lacking", "gpt2")
+    file = Path(lacking) / "model.safetensors"
+    weights = load_file(file)
+    del weights["transformer.wpe.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    for judge, message in (
+        ("./nowhere", "there is no folder"),
+        ("builtin:nobody", "no built-in model is called 'nobody'"),
+        (bert, r".* sees the tokens that it is to predict\n  fix: .*builtin:smollm2"),
+        (lacking, r".* is no causal language model\n  why: without weights: transformer\.wpe\.weight"),
+    ):
+        with pytest.raises(ModelError, match=rf"^task\.causal_lm\.judge: {message}"):
+            CausalLM(judge=judge).load_data(splits(LENGTHS), Model(name=str(gpt), revision=None))
 
 
 def test_that_nobody_judges_is_said(
@@ -194,5 +214,7 @@ def test_mistakes_are_told(gpt: Path, tmp_path: Path) -> None:
         prepared(bare)
     with pytest.raises(SpecError, match=r"^task\.causal_lm\.language: no language is called 'englsh'\n.*'english'"):
         prepared(gpt, language="englsh")
-    with pytest.raises(DataError, match=r"validation|train has no tokens\n.*lines dropped \(script\)"):
+    with pytest.raises(
+        DataError, match=r"(validation|train) has no tokens\n.*lines dropped \(script\)\n.*script=any among"
+    ):
         prepared(gpt, script="cyrillic")

@@ -118,6 +118,8 @@ def test_yardsticks_are_judged_on_the_hidden_tokens(bert: Path) -> None:
     assert known["unigram"]() == pytest.approx({"perplexity": np.exp(nll), "nll": nll})
     assert task.predict(model, "test", range(task.num_rows("test")), 100).targets.sum() == len(hidden)
     assert np.isfinite(known["trigram Kneser-Ney from the two tokens before"]()["nll"])
+    anew = type(task)(**task.model_dump()).yardsticks(splits(LENGTHS), None, Model(name=str(bert), revision=None))  # type: ignore[arg-type]
+    assert anew["unigram"]() == known["unigram"](), "`harness baselines` asks before anything is read"
 
 
 def test_a_batch_without_targets_teaches_nothing(bert: Path) -> None:

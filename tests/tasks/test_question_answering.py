@@ -15,10 +15,11 @@ from torch import nn
 from transformers import AutoModelForQuestionAnswering
 from typer.testing import CliRunner
 
+from harness import registry
 from harness.cli.commands import app
 from harness.cli.launching import SMOKE, main
 from harness.data.dataset import Example, Split, Splits
-from harness.errors import DataError, ModelError
+from harness.errors import DataError, ModelError, SpecError
 from harness.extraction import spans
 from harness.extraction.answers import NO_ANSWER
 from harness.models.model import Architecture, Model
@@ -175,6 +176,8 @@ def test_a_question_that_leaves_no_room_is_refused(bert: Model) -> None:
         DataError, match=r"max_length: the question of row train-7 of train has 12 tokens\n.*3 are left"
     ):
         QuestionAnswering(max_length=18, stride=4).load_data(of([long]), bert)
+    with pytest.raises(SpecError, match=r"^task\.question_answering: stride 18 leaves nothing new for a window of 18 "):
+        registry.build("task", "question_answering", {"max_length": 18, "stride": 18})
     with pytest.raises(ValueError, match="stride 18 leaves nothing new"):
         QuestionAnswering(max_length=18, stride=18)
 
