@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from harness.data import conll, squad_file
 from harness.data.tables import Anew, Cells, Table
@@ -20,6 +20,13 @@ from harness.errors import DataError, StorageError
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt", *conll.SUFFIXES)
 _ROWS, _BUFFER = 256, 2**20
 """Of a parquet file: rows and bytes of a column that are read at once."""
+
+
+class Encoding(NamedTuple):
+    """How a file is encoded, and what a person says so with."""
+
+    name: str
+    setting: str
 
 
 def read_file(path: Path, encoding: str = "utf-8", where: str = "data.name") -> Table:
@@ -36,14 +43,15 @@ def read_file(path: Path, encoding: str = "utf-8", where: str = "data.name") -> 
         raise DataError(f"{path} is none of {', '.join(SUFFIXES)}", where=where, fix="convert it to one of these")
     if suffix == ".parquet":
         return _read_parquet(path)
-    if not any(line.strip() for line in _lines(path, encoding)):
+    encoded = Encoding(encoding, "--encoding" if where == "--file" else "data.encoding")
+    if not any(line.strip() for line in _lines(path, encoded)):
         raise DataError(f"{path} is empty", where=where, fix="write rows into it, or name another file")
     if suffix == ".txt":
-        return Table(["text", "document"], Anew(lambda: _paragraphs(path, encoding)))
+        return Table(["text", "document"], Anew(lambda: _paragraphs(path, encoded)))
     if suffix == ".jsonl":
-        rows = Anew(lambda: _json_lines(path, encoding))
+        rows = Anew(lambda: _json_lines(path, encoded))
         return Table(list(dict.fromkeys(name for _, item in rows for name in item)), rows)
-    text = "".join(_lines(path, encoding))
+    text = "".join(_lines(path, encoded))
     if suffix in conll.SUFFIXES:
         sentences = conll.read(path, text)
         return Table(list(dict.fromkeys(name for _, row in sentences for name in row)), sentences)
@@ -60,9 +68,9 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise StorageError(f"cannot read {path}", why=str(error)) from error
 
 
-def _lines(path: Path, encoding: str) -> Iterator[str]:
+def _lines(path: Path, encoding: Encoding) -> Iterator[str]:
     """The lines with their ends, as they are asked for; read all at once where a line break is not one byte."""
-    by_line, offset = "\n".encode(encoding) == b"\n", 0
+    by_line, offset = "\n".encode(encoding.name) == b"\n", 0
     with _opened(path) as file:
         for number, content in enumerate(file if by_line else [file.read()], 1):
             text = _decode(path, content, encoding, offset, number)
@@ -70,16 +78,16 @@ def _lines(path: Path, encoding: str) -> Iterator[str]:
             offset += len(content)
 
 
-def _decode(path: Path, content: bytes, encoding: str, offset: int, line: int) -> str:
+def _decode(path: Path, content: bytes, encoding: Encoding, offset: int, line: int) -> str:
     """What stands in a file from this offset, which is in this line; a byte-order mark is left out."""
-    is_marked = not offset and codecs.lookup(encoding).name == "utf-8" and content.startswith(codecs.BOM_UTF8)
+    is_marked = not offset and codecs.lookup(encoding.name).name == "utf-8" and content.startswith(codecs.BOM_UTF8)
     mark = len(codecs.BOM_UTF8) if is_marked else 0
     try:
-        return content[mark:].decode(encoding)
+        return content[mark:].decode(encoding.name)
     except UnicodeDecodeError as error:
-        line += content[mark : mark + error.start].decode(encoding, errors="replace").count("\n")
-        what = f"not {encoding}: byte offset {offset + mark + error.start} is 0x{error.object[error.start]:02x}"
-        fix = "data.encoding=latin-1 (harness predict: --encoding), or whatever the file is encoded in; or convert it"
+        line += content[mark : mark + error.start].decode(encoding.name, errors="replace").count("\n")
+        what = f"not {encoding.name}: byte offset {offset + mark + error.start} is 0x{error.object[error.start]:02x}"
+        fix = f"{encoding.setting}=latin-1, or whatever the file is encoded in; or convert it to utf-8"
         raise DataError(what, where=f"{path}:{line}", why=error.reason, fix=fix) from None
 
 
@@ -112,7 +120,7 @@ def _read_csv(path: Path, text: str, suffix: str) -> Table:
     return Table(columns, rows)
 
 
-def _paragraphs(path: Path, encoding: str) -> Iterator[Cells]:
+def _paragraphs(path: Path, encoding: Encoding) -> Iterator[Cells]:
     """A row per paragraph, blank lines between them; two blank lines or more begin another `document`."""
     document, blank, begin, lines = 0, 2, 1, list[str]()
     for number, line in enumerate(chain(_lines(path, encoding), [""]), 1):
@@ -127,7 +135,7 @@ def _paragraphs(path: Path, encoding: str) -> Iterator[Cells]:
         blank += 1
 
 
-def _json_lines(path: Path, encoding: str) -> Iterator[Cells]:
+def _json_lines(path: Path, encoding: Encoding) -> Iterator[Cells]:
     """One object per line; a blank line is no row."""
     for number, line in enumerate(_lines(path, encoding), 1):
         if line.strip():

@@ -92,7 +92,7 @@ class Generation(Metric[Continued]):
         from harness import figures
 
         facts = [self.facts(paragraph) for paragraph in paragraphs]
-        x, y = [one["distinct_2"] for one in facts], [one["perplexity"] for one in facts]
+        x, y = ([one[key] or 0.0 for one in facts] for key in ("distinct_2", "perplexity"))
         names, title = [paragraph.id for paragraph in paragraphs], "What it writes"
         page, image = figures.page(title, 760, 480), figures.image(title, 7.2, 4.4)
         axes: Any = figures.calm(image.subplots())
