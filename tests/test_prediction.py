@@ -90,7 +90,7 @@ def test_texts_files_and_programs_are_answered_alike(folder: Path, tmp_path: Pat
 def test_a_file_of_another_encoding_is_read(folder: Path, tmp_path: Path) -> None:
     table = tmp_path / "in.csv"
     table.write_text("text\nel niño\n", encoding="latin-1")
-    with pytest.raises(DataError, match=r"not utf-8: .*\n.*\n  fix: .*harness predict: --encoding"):
+    with pytest.raises(DataError, match=r"not utf-8: .*\n.*\n  fix: --encoding=latin-1, or"):
         predict(folder, "--file", str(table))
     assert "el niño," in predict(folder, "--file", str(table), "--encoding", "latin-1")
 
